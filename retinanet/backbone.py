@@ -1,0 +1,117 @@
+"""torchvision's ResNets without their classifier: images to C3, C4, C5 (strides 8, 16, 32)."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from retinanet.errors import UserError
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")  # layer1 makes C2, ... layer4 C5
+
+
+class ResNetBackbone(nn.Module):
+    """`name` is a torchvision ResNet or ResNeXt; parameters keep torchvision's names (`conv1.weight`, `layer1.0...`).
+
+    `norm`: frozen (BatchNorm whose statistics and affine part are constants), batch, sync or group.
+    `freeze_stages` counts frozen stages from the input on (1: stem, 2: and layer1, ... 5: all); their norms are held too.
+    Weights are random here; `load_backbone_weights` fills them in.
+    """
+
+    def __init__(self, name: str = "resnet50", *, norm: str = "frozen", freeze_stages: int = 0) -> None:
+        super().__init__()
+        import torchvision  # 1.4 s: imported where it is used
+
+        body = getattr(torchvision.models, name)(weights=None, norm_layer=_norm_layer(norm))
+        self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
+        self.freeze_stages = freeze_stages
+        self.out_channels = [_width(layer) for layer in (self.layer2, self.layer3, self.layer4)]  # of C3, C4, C5
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> C3 [B, c3, H/8, W/8], C4 [B, c4, H/16, W/16], C5 [B, c5, H/32, W/32]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return [c3, c4, self.layer4(c4)]
+
+    def train(self, mode: bool = True) -> "ResNetBackbone":
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()  # a frozen stage must not keep updating its BatchNorm statistics
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        stages: list[list[nn.Module]] = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+        return [module for stage in stages[: self.freeze_stages] for module in stage]
+
+
+def load_backbone_weights(backbone: ResNetBackbone, name: str, source: str) -> None:
+    """Fills `backbone` from `source`: "imagenet", "imagenet_v2" (downloads of torchvision) or a state dict's path.
+
+    Raises `UserError` when it cannot be had or does not fit.
+    """
+    if source in ("imagenet", "imagenet_v2"):
+        state = _download(name, "IMAGENET1K_V1" if source == "imagenet" else "IMAGENET1K_V2")
+    else:
+        state = _read_state_dict(Path(source))
+    wanted = backbone.state_dict()
+    if any("running_mean" in key for key in state) and not any("running_mean" in key for key in wanted):
+        raise UserError(f"model.backbone_weights {source} has BatchNorm; model.norm group has none: use norm frozen or batch")
+    found = {key: value for key, value in state.items() if key in wanted and value.shape == wanted[key].shape}
+    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(
+            f"model.backbone_weights {source} does not fit {name}: {len(missing)} of {len(wanted)} tensors are missing "
+            f"or have another shape, e.g. {missing[0]}"
+        )
+    backbone.load_state_dict(found, strict=False)
+
+
+def _download(name: str, version: str) -> dict[str, Tensor]:
+    import torchvision
+
+    try:
+        weights = torchvision.models.get_model_weights(name)[version]
+    except KeyError:
+        raise UserError(f"model.backbone_weights: torchvision has no {version} for {name}") from None
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
+        raise UserError(
+            f"model.backbone_weights: {weights.url} could not be downloaded ({error}); put the file at {cache} by hand, "
+            "or name a file, or none"
+        ) from None
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"model.backbone_weights {path} does not exist") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"model.backbone_weights {path} is not a torch state dict: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"model.backbone_weights {path} is not a plain state dict of tensors (torchvision's format)")
+    return state
+
+
+def _norm_layer(norm: str) -> type[nn.Module] | object:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    return {
+        "frozen": FrozenBatchNorm2d,
+        "batch": nn.BatchNorm2d,
+        "sync": nn.SyncBatchNorm,
+        "group": lambda channels: nn.GroupNorm(32, channels),
+    }[norm]
+
+
+def _width(layer: nn.Module) -> int:
+    """Channels that a stage puts out: those of its last convolution."""
+    return [module for module in layer.modules() if isinstance(module, nn.Conv2d)][-1].out_channels

@@ -1,0 +1,307 @@
+"""The one schema: defaults, help texts, YAML, command line and the editor's JSON schema all come from these models.
+
+A YAML file lists only what differs from the defaults. Keys are checked: an unknown one is an error that names near ones.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from retinanet.errors import UserError, did_you_mean
+
+Backbone = Literal[
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_assignment=True)
+
+
+class AnchorConfig(Section):
+    sizes: list[float] = Field([32, 64, 128, 256, 512], description="Anchor side in pixels at each level, P3 first.")
+    scales: list[float] = Field([1.0, 2 ** (1 / 3), 2 ** (2 / 3)], description="Factors on the side; 3 per octave.")
+    ratios: list[float] = Field([0.5, 1.0, 2.0], description="Height / width.")
+    offset: float = Field(0.5, description="Where in its cell an anchor is centred, as a share of the stride.")
+
+    @model_validator(mode="after")
+    def _five_levels(self) -> Self:
+        if len(self.sizes) != 5 or not self.scales or not self.ratios:
+            raise ValueError("sizes needs one number for each of P3..P7 (5), scales and ratios at least one")
+        if min(self.sizes + self.scales + self.ratios) <= 0:
+            raise ValueError("sizes, scales and ratios must be positive")
+        return self
+
+
+class ModelConfig(Section):
+    num_classes: int | None = Field(None, ge=1, description="Foreground classes; null takes them from the training data.")
+    backbone: Backbone = Field("resnet50", description="torchvision's ResNet or ResNeXt.")
+    backbone_weights: str = Field(
+        "imagenet", description="imagenet (torchvision's V1), imagenet_v2, none, or the path of a state dict."
+    )
+    norm: Literal["frozen", "batch", "sync", "group"] = Field(
+        "frozen", description="Normalisation in the backbone. frozen needs trained weights; group suits random ones."
+    )
+    freeze_stages: int = Field(2, ge=0, le=5, description="Frozen from the input on: 1 is the stem, 2 adds C2, ... 5 all.")
+    fpn_channels: int = Field(256, ge=8)
+    p6_from: Literal["c5", "p5"] = Field("c5", description="What P6 is convolved from.")
+    head_convs: int = Field(4, ge=0, description="3x3 convolutions in each subnet before its output.")
+    head_norm: Literal["none", "group"] = Field("none", description="Normalisation after each of them.")
+    prior: float = Field(0.01, gt=0, lt=1, description="Foreground probability at the start (paper section 4.1).")
+    anchors: AnchorConfig = AnchorConfig()
+
+
+class InputConfig(Section):
+    short_edge: int = Field(800, ge=32, description="Images are resized to this shorter side,")
+    long_edge: int = Field(1333, ge=32, description="... unless the longer one would exceed this.")
+    mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="RGB, on the 0..255 scale.")
+    std: tuple[float, float, float] = Field((58.395, 57.12, 57.375), description="RGB, on the 0..255 scale.")
+
+
+class LossConfig(Section):
+    alpha: float = Field(0.25, ge=0, le=1, description="Focal loss: weight of the positives.")
+    gamma: float = Field(2.0, ge=0, description="Focal loss: how much easy examples are down-weighted.")
+    box_loss: Literal["l1", "smooth_l1", "giou"] = Field("l1", description="l1 and smooth_l1 act on deltas, giou on boxes.")
+    smooth_l1_beta: float = Field(0.1, gt=0, description="Where smooth L1 turns from square to linear.")
+    box_loss_weight: float = Field(1.0, ge=0)
+    foreground_iou: float = Field(0.5, gt=0, le=1, description="An anchor with at least this IoU learns its box.")
+    background_iou: float = Field(0.4, gt=0, le=1, description="One below this learns background; between is ignored.")
+    low_quality_matches: bool = Field(True, description="A box's best anchors are foreground whatever their IoU.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.background_iou > self.foreground_iou:
+            raise ValueError("background_iou must not exceed foreground_iou")
+        return self
+
+
+class PostprocessConfig(Section):
+    score_threshold: float = Field(0.05, ge=0, lt=1, description="Detections must score more than this.")
+    topk_per_level: int = Field(1000, ge=1, description="Best candidates kept on each pyramid level.")
+    nms_threshold: float = Field(0.5, ge=0, le=1, description="Of two boxes with a higher IoU the weaker is dropped.")
+    nms: Literal["hard", "soft"] = Field("hard", description="soft: Gaussian soft-NMS lowers scores instead of dropping.")
+    soft_nms_sigma: float = Field(0.5, gt=0)
+    class_agnostic: bool = Field(False, description="Boxes suppress each other across classes: one class per object.")
+    max_detections: int = Field(100, ge=1, description="Detections kept in an image.")
+
+
+class DatasetConfig(Section):
+    format: Literal["coco", "voc"] = Field("coco", description="coco: a JSON file; voc: XML files, one per image.")
+    path: str = Field(..., description="Folder of the images. voc: the folder with Annotations/ and JPEGImages/.")
+    annotations: str | None = Field(None, description="coco: the JSON file. voc: a text file of image names, one a line.")
+
+    @model_validator(mode="after")
+    def _coco_needs_annotations(self) -> Self:
+        if self.format == "coco" and self.annotations is None:
+            raise ValueError("format coco needs 'annotations', the path of the JSON file")
+        return self
+
+
+class DataConfig(Section):
+    train: DatasetConfig | None = None
+    val: DatasetConfig | None = None
+    test: DatasetConfig | None = None
+    drop_empty: bool = Field(False, description="Leave images without boxes out of training.")
+    group_by_aspect: bool = Field(True, description="Batches hold portrait or landscape images only: less padding.")
+    workers: int | None = Field(None, ge=0, description="Loading processes per rank; null chooses from the cores.")
+    max_corrupt_share: float = Field(0.01, ge=0, le=1, description="Stop when more of the images read are unreadable.")
+
+
+class AugmentConfig(Section):
+    short_edges: list[int] | None = Field(None, description="Training draws the shorter side from these; null: input's.")
+    transforms: list[dict[str, dict[str, Any]] | str] = Field(
+        [{"HorizontalFlip": {"p": 0.5}}], description="albumentations transforms, in order: a name, or name: {arguments}."
+    )
+    min_visibility: float = Field(0.1, ge=0, le=1, description="Boxes with a smaller share left after a crop are dropped.")
+
+
+class TrainConfig(Section):
+    batch_size: int = Field(16, ge=1, description="Images in an optimizer step: all ranks and accumulated parts together.")
+    reference_batch_size: int | None = Field(
+        None, ge=1, description="Batch the learning rate and steps are written for; another batch_size rescales them."
+    )
+    accumulate_steps: int = Field(1, ge=1, description="Parts that a rank's share of a batch is cut into to save memory.")
+    epochs: float | None = Field(None, gt=0, description="Length in passes over the data; this or max_steps.")
+    max_steps: int | None = Field(None, ge=1, description="Length in optimizer steps; this or epochs.")
+    max_minutes: float | None = Field(None, gt=0, description="Stop, validate and save after this time in any case.")
+    init_from: str | None = Field(None, description="Start from this checkpoint's weights (a whole detector).")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's.")
+    weight_decay: float = Field(1e-4, ge=0)
+    decay_norm_and_bias: bool = Field(True, description="false: no weight decay on norms and biases.")
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: list[float] = Field([2 / 3, 8 / 9], description="multistep: where in the run, 0..1, the rate drops to a tenth.")
+    warmup_steps: int | None = Field(None, ge=0, description="Linear warm-up; null: 1000, but at most a tenth of the run.")
+    warmup_factor: float = Field(0.001, ge=0, le=1, description="The rate at the first step, as a share.")
+    clip_grad_norm: float | None = Field(10.0, gt=0, description="Largest gradient norm; null does not clip.")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="Average the weights with this decay; null does not.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    channels_last: bool = Field(True, description="NHWC memory layout: faster convolutions on CPUs and tensor cores.")
+    compile: bool = Field(False, description="torch.compile the model.")
+    log_every_steps: int = Field(20, ge=1)
+    validate_every_steps: int | None = Field(None, ge=1, description="null: once an epoch, at least ten times in max_steps.")
+    save_every_steps: int | None = Field(None, ge=1, description="null: at every validation.")
+    max_bad_steps: int = Field(10, ge=0, description="Skipped non-finite steps in a row before training stops.")
+
+
+class EvaluationConfig(Section):
+    batch_size: int = Field(8, ge=1, description="Images in a forward, on each rank.")
+    split: Literal["val", "test", "train"] = Field("val", description="Which part of data is evaluated.")
+
+
+class Config(Section):
+    """Everything a run depends on. Build it with `load_config`."""
+
+    model: ModelConfig = ModelConfig()
+    input: InputConfig = InputConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output_dir: str | None = Field(None, description="Where a run keeps its files; null: runs/<the config's stem>.")
+    seed: int = Field(0, ge=0, description="Of everything random.")
+
+
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> Config:
+    """Reads a YAML file, applies `key.sub=value` overrides, checks all of it and scales the recipe to the batch.
+
+    Paths inside the file are relative to the working directory, as on the command line.
+    Raises `UserError` naming the key, the value and what was expected.
+    """
+    raw = _read_yaml(Path(path)) if path is not None else {}
+    given = {key: _set_key(raw, key, value) for key, value in map(_split_override, overrides or [])}
+    config = parse_config(raw, where=str(path) if path is not None else "the command line")
+    if config.output_dir is None and path is not None:
+        config.output_dir = f"runs/{Path(path).stem}"
+    scale_to_batch(config.train, keep=set(given))
+    return config
+
+
+def parse_config(raw: dict[str, Any], where: str = "config") -> Config:
+    """Checks a plain dict against the schema. Raises `UserError` with one clause for each fault."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        faults = "; ".join(_explain(fault) for fault in error.errors())
+        raise UserError(f"{where}: {faults}") from None
+
+
+def scale_to_batch(train: TrainConfig, keep: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Linear scaling rule (Goyal et al. 2017): rate by batch / reference, steps by its inverse; says so.
+
+    Keys in `keep` (given by hand on the command line) stay as they are.
+    """
+    reference, train.reference_batch_size = train.reference_batch_size, None
+    if reference is None or reference == train.batch_size:
+        return
+    factor = train.batch_size / reference
+    said = []
+    for key, scale in (("learning_rate", factor), ("max_steps", 1 / factor), ("warmup_steps", 1 / factor)):
+        old = getattr(train, key)
+        if old is not None and f"train.{key}" not in keep:
+            new = old * scale if key == "learning_rate" else max(1, round(old * scale))
+            setattr(train, key, new)
+            said.append(f"{key} {old:g} -> {new:g}")
+    if said:
+        print(f"batch {train.batch_size} instead of {reference}: " + ", ".join(said), flush=True)
+
+
+def save_config(config: Config, path: Path) -> None:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def config_for_inference(trained: Config, config: Config | None, overrides: list[str]) -> tuple[Config, list[str]]:
+    """What evaluate and predict go by: `model`, `input` and `postprocess` of the checkpoint, `data` and `evaluation` of
+    the config if there is one, and over both what is given by hand. Also returns a note for each difference.
+    """
+    notes, merged = [], trained
+    if config is not None:
+        merged = trained.model_copy(update={"data": config.data, "evaluation": config.evaluation})
+        for key, (asked, used) in differences(config, merged).items():
+            if key.startswith(("model.", "input.", "postprocess.")) and asked is not None:
+                notes.append(f"note: {key} is {used} as the weights say, not {asked} as the config does")
+    raw = merged.model_dump(mode="json")
+    for key, value in map(_split_override, overrides):
+        _set_key(raw, key, value)
+    final = parse_config(raw, where="the command line")
+    for key, (old, new) in differences(merged, final).items():
+        notes.append(f"note: {key} is {new} instead of {old}")
+    return final, notes
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, flattened."""
+    flat = [_flatten(config.model_dump(mode="json")) for config in (old, new)]
+    return {key: (flat[0].get(key), value) for key, value in flat[1].items() if flat[0].get(key) != value}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
+        raise UserError(f"config {path} does not exist.{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if raw is not None and not isinstance(raw, dict):
+        raise UserError(f"config {path}: expected 'key: value' lines, got {type(raw).__name__}")
+    return raw or {}
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{text}': expected key.sub=value, e.g. train.batch_size=8")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"'{text}': the value is not valid YAML") from None
+
+
+def _set_key(raw: dict[str, Any], key: str, value: Any) -> Any:
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    node[last] = value
+    if key == "train.max_steps" and value is not None:  # exactly one of the two: the one given by hand wins
+        node["epochs"] = None
+    if key == "train.epochs" and value is not None:
+        node["max_steps"] = None
+    return value
+
+
+def _explain(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key '{key}'.{did_you_mean(str(fault['loc'][-1]), _keys_beside(fault['loc']))}"
+    message = fault["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+    return f"{key or 'config'}: {message}{value}"
+
+
+def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
+    """The keys that were possible where an unknown one was found."""
+    model: Any = Config
+    for part in loc[:-1]:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        options = getattr(field.annotation, "__args__", (field.annotation,)) if field else ()
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(model.model_fields) if model is not None else []
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,166 @@
+"""The one in-memory form of a labelled data set: arrays, not objects.
+
+A million annotations as Python dicts are gigabytes that every loading process copies, because counting references
+writes to them. Packed in arrays they are tens of megabytes that stay shared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from retinanet.structures import Category, Target
+
+
+class PackedStrings:
+    """A read-only list of strings in two arrays."""
+
+    def __init__(self, strings: list[str]) -> None:
+        encoded = [s.encode() for s in strings]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index > 0 else 0
+        return self._bytes[start : self._ends[index]].tobytes().decode()
+
+
+class ImageRow(NamedTuple):
+    id: int
+    file_name: str
+    height: int  # 0 where unknown
+    width: int
+
+
+class AnnotationRow(NamedTuple):
+    image: int  # index, not id
+    id: int
+    label: int
+    coco_box: list[float]  # x, y, width, height
+    area: float
+    crowd: bool
+
+
+@dataclass
+class Annotations:
+    """I images and their A annotations, those of image i at offsets[i] : offsets[i + 1].
+
+    `coco_boxes` are [x, y, width, height] in float64 just as the file gives them, because evaluation must see what
+    pycocotools would see; everything else in the program uses the xyxy boxes of `target`.
+    """
+
+    source: str  # the file, for messages
+    image_dir: Path
+    categories: tuple[Category, ...]  # the label is the position
+    image_ids: np.ndarray  # [I] int64
+    file_names: PackedStrings  # I of them
+    sizes: np.ndarray  # [I, 2] int64 (height, width); 0 where unknown
+    offsets: np.ndarray  # [I + 1] int64
+    annotation_ids: np.ndarray  # [A] int64
+    coco_boxes: np.ndarray  # [A, 4] float64
+    areas: np.ndarray  # [A] float64
+    labels: np.ndarray  # [A] int64
+    crowd: np.ndarray  # [A] bool
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @classmethod
+    def pack(
+        cls,
+        source: str,
+        image_dir: Path,
+        categories: Sequence[Category],
+        images: Sequence[ImageRow],
+        rows: Sequence[AnnotationRow],
+    ) -> "Annotations":
+        """Packs what a reader found; annotations of an image keep their order."""
+        rows = sorted(rows, key=lambda row: row.image)  # stable
+        columns = list(zip(*rows, strict=True)) if rows else [()] * 6
+        lengths = np.bincount(np.array(columns[0], dtype=np.int64), minlength=len(images))
+        return cls(
+            source=source,
+            image_dir=image_dir,
+            categories=tuple(categories),
+            image_ids=np.array([image.id for image in images], dtype=np.int64),
+            file_names=PackedStrings([image.file_name for image in images]),
+            sizes=np.array([[image.height, image.width] for image in images], np.int64).reshape(-1, 2),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            annotation_ids=np.array(columns[1], dtype=np.int64),
+            labels=np.array(columns[2], dtype=np.int64),
+            coco_boxes=np.array(columns[3], dtype=np.float64).reshape(-1, 4),
+            areas=np.array(columns[4], dtype=np.float64),
+            crowd=np.array(columns[5], dtype=bool),
+        )
+
+    def path(self, index: int) -> Path:
+        return self.image_dir / self.file_names[index]
+
+    def target(self, index: int, size: tuple[int, int]) -> Target:
+        """The truth of image `index`, whose (height, width) is `size`: boxes clipped to it, those without area left out."""
+        rows = slice(self.offsets[index], self.offsets[index + 1])
+        boxes = self.coco_boxes[rows].copy()
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = boxes.clip(0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        crowd = self.crowd[rows]
+        return Target(
+            boxes=torch.from_numpy(boxes[solid & ~crowd]),
+            labels=torch.from_numpy(self.labels[rows][solid & ~crowd]),
+            ignore_boxes=torch.from_numpy(boxes[solid & crowd]),
+            image_id=int(self.image_ids[index]),
+        )
+
+    def counts(self) -> np.ndarray:
+        """Annotations of each class, crowds left out: [K] int64."""
+        return np.bincount(self.labels[~self.crowd], minlength=len(self.categories))
+
+    def has_boxes(self) -> np.ndarray:
+        """[I] bool: images with at least one annotation that is no crowd and has an area."""
+        useful = ~self.crowd & (self.coco_boxes[:, 2:] > 0).all(axis=1)
+        image_of = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        return np.bincount(image_of[useful], minlength=len(self)) > 0
+
+    def select(self, images: np.ndarray) -> "Annotations":
+        """The part with these image indices, in this order."""
+        rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in images] or [np.empty(0, np.int64)])
+        rows = rows.astype(np.int64)
+        lengths = np.diff(self.offsets)[images]
+        return Annotations(
+            self.source,
+            self.image_dir,
+            self.categories,
+            self.image_ids[images],
+            PackedStrings([self.file_names[int(i)] for i in images]),
+            self.sizes[images],
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            self.annotation_ids[rows],
+            self.coco_boxes[rows],
+            self.areas[rows],
+            self.labels[rows],
+            self.crowd[rows],
+        )
+
+    def to_coco(self) -> dict[str, Any]:
+        """The data set as a COCO dict. Annotations are numbered from 1: pycocotools takes id 0 for "no match"."""
+        image_of = np.repeat(self.image_ids, np.diff(self.offsets)).tolist()
+        category_of = np.array([category.id for category in self.categories])[self.labels].tolist()
+        columns = zip(image_of, category_of, self.coco_boxes.tolist(), self.areas.tolist(), self.crowd.tolist(), strict=True)
+        return {
+            "info": {},
+            "images": [
+                {"id": int(i), "file_name": self.file_names[n], "height": int(h), "width": int(w)}
+                for n, (i, (h, w)) in enumerate(zip(self.image_ids, self.sizes, strict=True))
+            ],
+            "categories": [{"id": category.id, "name": category.name} for category in self.categories],
+            "annotations": [
+                {"id": n, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
+                for n, (image, category, box, area, crowd) in enumerate(columns, start=1)
+            ],
+        }

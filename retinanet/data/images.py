@@ -1,0 +1,71 @@
+"""Any picture to RGB uint8, upright; and the resize that training and inference share."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from retinanet.errors import UserError
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".jfif", ".avif"}
+
+
+class UnreadableImageError(UserError):
+    """A file that is missing, truncated, no image, or larger than is safe to open. The message names it."""
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The picture as RGB uint8 [height, width, 3], turned upright by its EXIF tag; the first frame of several.
+
+    Raises `UnreadableImageError`, with the file and the reason in one line.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # corrupt EXIF, palette transparency: handled here
+            with Image.open(path) as image:
+                return to_rgb(image)
+    except FileNotFoundError:
+        raise UnreadableImageError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise UnreadableImageError(f"{path}: not an image, or one of unknown format") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+        raise UnreadableImageError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A PIL image of any mode as upright RGB uint8 [height, width, 3]. Transparent parts become white."""
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_8_bits(np.asarray(ImageOps.exif_transpose(image))))
+    else:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of more than 8 bits, scaled from the depth that they use: sensors put 10, 12 or 14 bits into 16."""
+    brightest = float(np.nanmax(values, initial=0))
+    if values.dtype.kind == "f" and brightest <= 1:
+        scale = 255.0
+    else:
+        depth = next((bits for bits in (8, 10, 12, 14, 16) if brightest < 2**bits), 32)
+        scale = 255 / (2**depth - 1)
+    return (np.nan_to_num(values) * scale).clip(0, 255).round().astype(np.uint8)
+
+
+def resized_size(size: tuple[int, int], short_edge: int, long_edge: int) -> tuple[int, int]:
+    """(height, width) after scaling the shorter side to `short_edge`, or less if the longer would exceed `long_edge`."""
+    scale = min(short_edge / min(size), long_edge / max(size))
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] at another (height, width): bilinear, pixel centres aligned, no antialiasing, as the peers do."""
+    if image.shape[:2] == tuple(size):
+        return image
+    import cv2
+
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,1 @@
+"""COCO evaluation: results against truth."""

@@ -1,0 +1,32 @@
+"""Feature Pyramid Network with the two extra levels of RetinaNet (Lin et al. 2017a; paper section 4, footnote 2)."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FPN(nn.Module):
+    """C3, C4, C5 to P3..P7, all of `channels`. P6 is a stride-2 convolution of C5 or P5, P7 one of ReLU(P6)."""
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256, *, p6_from: str = "c5") -> None:
+        super().__init__()
+        self.p6_from = p6_from
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.p6 = nn.Conv2d(in_channels[-1] if p6_from == "c5" else channels, channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)  # Caffe2's XavierFill
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """[C3, C4, C5] -> [P3, P4, P5, P6, P7]."""
+        merged = [lateral(c) for lateral, c in zip(self.lateral, features, strict=True)]
+        for fine in range(len(merged) - 2, -1, -1):  # top-down
+            coarse = merged[fine + 1]
+            merged[fine] = merged[fine] + F.interpolate(coarse, size=merged[fine].shape[-2:], mode="nearest")
+        pyramid = [output(m) for output, m in zip(self.output, merged, strict=True)]
+        p6 = self.p6(features[-1] if self.p6_from == "c5" else pyramid[-1])
+        return [*pyramid, p6, self.p7(F.relu(p6))]

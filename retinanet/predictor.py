@@ -1,0 +1,141 @@
+"""The front door for inference: a checkpoint in, pictures in, detections out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from retinanet.checkpoint import Checkpoint, load_checkpoint
+from retinanet.config import InputConfig, PostprocessConfig
+from retinanet.data.images import read_image, resize, resized_size, to_rgb
+from retinanet.data.loader import Sample, collate
+from retinanet.errors import UserError
+from retinanet.inference import detect_batches
+from retinanet.model import RetinaNet
+from retinanet.postprocess import build_postprocessor
+from retinanet.precision import choose_precision
+from retinanet.structures import Category, Detections, Target
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+DEFAULT_SCORE = 0.5
+
+
+class Predictor:
+    """A trained detector, ready to use.
+
+    `score_threshold`: None takes the checkpoint's best threshold of each class (0.5 for a class without one).
+    """
+
+    def __init__(
+        self,
+        model: RetinaNet,
+        categories: Sequence[Category],
+        *,
+        input: InputConfig | None = None,
+        postprocess: PostprocessConfig | None = None,
+        thresholds: dict[str, float] | None = None,
+        score_threshold: float | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = choose_precision(precision, self.device)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.input = input or InputConfig()
+        self.categories = tuple(categories)
+        postprocess = postprocess or PostprocessConfig()
+        known = thresholds or {}
+        if score_threshold is None:
+            limits = [known.get(category.name, DEFAULT_SCORE) for category in categories]
+        else:
+            limits = [score_threshold] * len(self.categories)
+            postprocess = postprocess.model_copy(update={"score_threshold": min(postprocess.score_threshold, score_threshold)})
+        self.thresholds = torch.tensor(limits)  # [K]
+        self._postprocess = build_postprocessor(postprocess, self.categories)
+
+    @classmethod
+    def load(
+        cls,
+        weights: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        score_threshold: float | None = None,
+        precision: str = "auto",
+    ) -> "Predictor":
+        """From a checkpoint's path. Raises `UserError` when it cannot be read."""
+        return cls.from_checkpoint(
+            load_checkpoint(weights), device=device, score_threshold=score_threshold, precision=precision
+        )
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, **options: Any) -> "Predictor":
+        return cls(
+            checkpoint.build(),
+            checkpoint.categories,
+            input=checkpoint.config.input,
+            postprocess=checkpoint.config.postprocess,
+            thresholds=checkpoint.thresholds,
+            **options,
+        )
+
+    @overload
+    def __call__(self, images: Picture, batch_size: int = 8) -> Detections: ...
+    @overload
+    def __call__(self, images: list[Picture], batch_size: int = 8) -> list[Detections]: ...
+    def __call__(self, images: Picture | list[Picture], batch_size: int = 8) -> Detections | list[Detections]:
+        """Objects in a picture, or in each of a list: a path, PIL image, RGB array [H, W, 3] uint8 or tensor [3, H, W]
+        (uint8, or float in 0..1). Boxes are in pixels of the picture, upright. Raises `UnreadableImageError`."""
+        if isinstance(images, list):
+            return list(self.stream((to_array(image) for image in images), batch_size))
+        return next(self.stream([to_array(images)], 1))
+
+    def stream(self, images: Iterable[np.ndarray], batch_size: int = 8) -> Iterator[Detections]:
+        """Detections of RGB uint8 arrays [H, W, 3], one after the other, `batch_size` of them in a forward."""
+        batches = (collate([self._sample(image) for image in part]) for part in _parts(images, batch_size))
+        for _, detections, _ in detect_batches(
+            self.model, batches, self._postprocess, device=self.device, precision=self.precision
+        ):
+            yield from (found.above(self.thresholds) for found in detections)
+
+    def _sample(self, image: np.ndarray) -> Sample:
+        size = (image.shape[0], image.shape[1])
+        small = resize(image, resized_size(size, self.input.short_edge, self.input.long_edge))
+        nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+        return Sample(small, nothing, size, "", [])
+
+
+def to_array(picture: Picture) -> np.ndarray:
+    """Any picture that `Predictor` takes, as RGB uint8 [H, W, 3]."""
+    if isinstance(picture, str | Path):
+        return read_image(picture)
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    if isinstance(picture, Tensor):
+        if picture.ndim != 3 or picture.shape[0] != 3:
+            raise UserError(f"a picture tensor must be [3, height, width], got {list(picture.shape)}")
+        if picture.is_floating_point():
+            if picture.numel() and float(picture.max()) > 1.5:
+                raise UserError("a float picture tensor must lie in 0..1; pass uint8 for 0..255")
+            picture = (picture * 255).round().clamp(0, 255).to(torch.uint8)
+        return picture.permute(1, 2, 0).contiguous().cpu().numpy()
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+            raise UserError(f"a picture array must be uint8 [height, width, 3], got {picture.dtype} {list(picture.shape)}")
+        is_rgb = picture.ndim == 3 and picture.shape[2] == 3
+        return picture if is_rgb else to_rgb(Image.fromarray(picture))
+    raise UserError(f"a picture must be a path, PIL image, array or tensor, got {type(picture).__name__}")
+
+
+def _parts(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    part: list[np.ndarray] = []
+    for item in items:
+        part.append(item)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
