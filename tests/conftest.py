@@ -1,0 +1,71 @@
+"""What several tests share: small data sets drawn in a moment, and the real data where it is to be had."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images and annotations that RETINANET_TEST_DATA names; skips without it."""
+    folder = os.environ.get("RETINANET_TEST_DATA")
+    if not folder:
+        pytest.skip("needs real images: RETINANET_TEST_DATA is not set")
+    assert Path(folder).is_dir(), f"RETINANET_TEST_DATA names {folder}, which is no folder"
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_weights(real_data: Path) -> Path:
+    """The folder of pretrained backbones beside the real data; skips without it."""
+    folder = real_data.parent / "weights"
+    if not folder.is_dir():
+        pytest.skip("needs pretrained backbones beside RETINANET_TEST_DATA")
+    return folder
+
+
+@pytest.fixture
+def make_coco(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """A function that draws `n` images with coloured rectangles and returns {"path", "annotations"} for a config."""
+
+    def make(name: str = "train", n: int = 8, size: tuple[int, int] = (64, 96), seed: int = 0) -> dict[str, str]:
+        rng = np.random.default_rng(seed)
+        folder = tmp_path / name
+        folder.mkdir()
+        content: dict[str, Any] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 3, "name": "red"}, {"id": 7, "name": "green"}],
+        }
+        for i in range(n):
+            height, width = size if i % 2 == 0 else size[::-1]
+            picture = rng.integers(90, 110, (height, width, 3), dtype=np.uint8)
+            content["images"].append({"id": 10 + i, "file_name": f"{i}.png", "height": height, "width": width})
+            for k in range(2):
+                w, h = (int(v) for v in rng.integers(20, 32, 2))
+                x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
+                picture[y : y + h, x : x + w] = (220, 20, 20) if k == 0 else (20, 220, 20)
+                content["annotations"].append(
+                    {
+                        "id": len(content["annotations"]) + 1,
+                        "image_id": 10 + i,
+                        "category_id": (3, 7)[k],
+                        "bbox": [x, y, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                    }
+                )
+            Image.fromarray(picture).save(folder / f"{i}.png")
+        annotations = tmp_path / f"{name}.json"
+        annotations.write_text(json.dumps(content))
+        return {"path": str(folder), "annotations": str(annotations)}
+
+    return make

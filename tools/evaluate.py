@@ -1,0 +1,105 @@
+"""Measure a detector: the twelve COCO numbers and a table by class.
+
+python tools/evaluate.py --weights runs/demo/best.pt
+python tools/evaluate.py configs/demo.yaml --weights runs/demo/best.pt evaluation.split=test
+python tools/evaluate.py --detections results.json --annotations truth.json     results of any detector
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from retinanet.errors import UserError, command_line
+
+
+@command_line
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="CONFIG key.sub=value", help="a YAML file and settings, all optional")
+    parser.add_argument("--weights", help="a checkpoint")
+    parser.add_argument("--detections", type=Path, help="COCO results file, instead of weights")
+    parser.add_argument("--annotations", type=Path, help="COCO ground truth of --detections")
+    parser.add_argument("--out", type=Path, help="folder of metrics.json and detections.json; default: beside the weights")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
+    args = parser.parse_intermixed_args()
+    configs = [text for text in args.settings if "=" not in text]
+    if len(configs) > 1:
+        raise UserError(f"one config at most, got {', '.join(configs)}")
+    if (args.weights is None) == (args.detections is None):
+        raise UserError("give either --weights or --detections (with --annotations)")
+    if args.detections is not None:
+        if args.annotations is None:
+            raise UserError("--detections needs --annotations, the COCO ground truth")
+        return evaluate_results(args.detections, args.annotations, args.out)
+    overrides = [text for text in args.settings if "=" in text]
+    return evaluate_weights(args.weights, configs[0] if configs else None, overrides, args.out, args.device)
+
+
+def evaluate_results(detections: Path, annotations: Path, out: Path | None) -> int:
+    from retinanet.data.coco import load_coco
+    from retinanet.evaluation.coco import evaluate_rows, metrics_table
+    from retinanet.results import read_detections, write_json
+
+    metrics = evaluate_rows(read_detections(detections), load_coco(annotations, annotations.parent))
+    print(metrics_table(metrics))
+    out = out or detections.parent / f"{detections.stem}_evaluation"
+    write_json(out / "metrics.json", metrics)
+    print(f"written: {out / 'metrics.json'}")
+    return 0
+
+
+def evaluate_weights(weights: str, config_file: str | None, overrides: list[str], out: Path | None, device: str | None) -> int:
+    import torch
+
+    from retinanet.checkpoint import load_checkpoint
+    from retinanet.config import config_for_inference, load_config
+    from retinanet.data.formats import load_dataset
+    from retinanet.data.loader import choose_workers
+    from retinanet.distributed import is_main, process_group, say, world_size
+    from retinanet.evaluation.run import evaluate_model
+    from retinanet.postprocess import build_postprocessor
+    from retinanet.precision import choose_precision
+
+    checkpoint = load_checkpoint(weights)
+    config, notes = config_for_inference(checkpoint.config, load_config(config_file) if config_file else None, overrides)
+    split = getattr(config.data, config.evaluation.split)
+    if split is None:
+        raise UserError(f"data.{config.evaluation.split} is not set: name a CONFIG, or data.{config.evaluation.split}.path=...")
+    checkpoint.config = config
+    with process_group(device) as chosen:
+        for note in notes:
+            say(note)
+        annotations = load_dataset(split)
+        precision = choose_precision(config.train.precision, chosen)
+        say(f"{weights} on {annotations.source}: {len(annotations)} images, {chosen}, {precision}")
+        result = evaluate_model(
+            checkpoint.build().to(chosen).to(memory_format=torch.channels_last),
+            annotations,
+            build_postprocessor(config.postprocess, checkpoint.categories),
+            config.input,
+            device=chosen,
+            precision=precision,
+            batch_size=config.evaluation.batch_size,
+            workers=choose_workers(config.data.workers, world_size()),
+        )
+        if is_main():
+            write_evaluation(result.metrics, result.rows, annotations, Path(weights).parent, out)
+    return 0
+
+
+def write_evaluation(metrics: dict[str, Any], rows: Any, annotations: Any, run: Path, out: Path | None) -> None:
+    from retinanet.evaluation.coco import metrics_table
+    from retinanet.results import write_detections, write_json
+
+    print(metrics_table(metrics))
+    folder = out or run / "evaluation"
+    file_names = {int(image_id): annotations.file_names[n] for n, image_id in enumerate(annotations.image_ids)}
+    write_detections(folder / "detections.json", rows, file_names, {c.id: c.name for c in annotations.categories})
+    write_json(folder / "metrics.json", metrics)
+    if out is None and (run / "config.yaml").exists():  # a run's folder always shows its latest evaluation
+        write_json(run / "metrics.json", metrics)
+    print(f"written: {folder / 'metrics.json'} and {folder / 'detections.json'}")
+
+
+if __name__ == "__main__":
+    main()
