@@ -3,17 +3,30 @@
 A YAML file lists only what differs from the defaults. Keys are checked: an unknown one is an error that names near ones.
 """
 
+import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from retinanet.errors import UserError, did_you_mean
 
 Backbone = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"
 ]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _named_transform(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        entry = {name: {} if arguments is None else arguments for name, arguments in entry.items()}  # YAML's `- Name:`
+    if isinstance(entry, str) or (isinstance(entry, dict) and all(isinstance(arguments, dict) for arguments in entry.values())):
+        return entry
+    raise ValueError("expected a transform's name, or 'name: {argument: value}'")
+
+
+Transform = Annotated[dict[str, dict[str, Any]] | str, BeforeValidator(_named_transform)]
 
 
 class Section(BaseModel):
@@ -111,7 +124,7 @@ class DataConfig(Section):
 
 class AugmentConfig(Section):
     short_edges: list[int] | None = Field(None, description="Training draws the shorter side from these; null: input's.")
-    transforms: list[dict[str, dict[str, Any]] | str] = Field(
+    transforms: list[Transform] = Field(
         [{"HorizontalFlip": {"p": 0.5}}], description="albumentations transforms, in order: a name, or name: {arguments}."
     )
     min_visibility: float = Field(0.1, ge=0, le=1, description="Boxes with a smaller share left after a crop are dropped.")
@@ -134,7 +147,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(1e-4, ge=0)
     decay_norm_and_bias: bool = Field(True, description="false: no weight decay on norms and biases.")
     schedule: Literal["multistep", "cosine"] = "multistep"
-    milestones: list[float] = Field([2 / 3, 8 / 9], description="multistep: where in the run, 0..1, the rate drops to a tenth.")
+    milestones: list[Share] = Field([2 / 3, 8 / 9], description="multistep: where in the run, 0..1, the rate drops to a tenth.")
     warmup_steps: int | None = Field(None, ge=0, description="Linear warm-up; null: 1000, but at most a tenth of the run.")
     warmup_factor: float = Field(0.001, ge=0, le=1, description="The rate at the first step, as a share.")
     clip_grad_norm: float | None = Field(10.0, gt=0, description="Largest gradient norm; null does not clip.")
@@ -143,7 +156,7 @@ class TrainConfig(Section):
     channels_last: bool = Field(True, description="NHWC memory layout: faster convolutions on CPUs and tensor cores.")
     compile: bool = Field(False, description="torch.compile the model.")
     log_every_steps: int = Field(20, ge=1)
-    validate_every_steps: int | None = Field(None, ge=1, description="null: once an epoch, at least ten times in max_steps.")
+    validate_every_steps: int | None = Field(None, ge=1, description="null: once an epoch, at most 20 times in a run.")
     save_every_steps: int | None = Field(None, ge=1, description="null: at every validation.")
     max_bad_steps: int = Field(10, ge=0, description="Skipped non-finite steps in a row before training stops.")
 
@@ -207,8 +220,8 @@ def scale_to_batch(train: TrainConfig, keep: set[str] = frozenset()) -> None:  #
         if old is not None and f"train.{key}" not in keep:
             new = old * scale if key == "learning_rate" else max(1, round(old * scale))
             setattr(train, key, new)
-            said.append(f"{key} {old:g} -> {new:g}")
-    if said:
+            said.append(f"{key} {old:.9g} -> {new:.9g}")
+    if said and os.environ.get("RANK", "0") == "0":  # torchrun's ranks all come by here, before they have met
         print(f"batch {train.batch_size} instead of {reference}: " + ", ".join(said), flush=True)
 
 
@@ -237,13 +250,25 @@ def config_for_inference(trained: Config, config: Config | None, overrides: list
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ, flattened."""
-    flat = [_flatten(config.model_dump(mode="json")) for config in (old, new)]
-    return {key: (flat[0].get(key), value) for key, value in flat[1].items() if flat[0].get(key) != value}
+    before, after = (_flatten(config.model_dump(mode="json")) for config in (old, new))
+    pairs = {key: (before.get(key), after.get(key)) for key in after | before}
+    return {key: (was, now) for key, (was, now) in pairs.items() if was != now}
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one place: plain YAML silently forgets the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for n, (key, _) in enumerate(node.value):
+            if key.value in keys[:n]:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' stands here twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
         raise UserError(f"config {path} does not exist.{near}") from None
@@ -284,10 +309,19 @@ def _set_key(raw: dict[str, Any], key: str, value: Any) -> Any:
 def _explain(fault: Any) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"unknown key '{key}'.{did_you_mean(str(fault['loc'][-1]), _keys_beside(fault['loc']))}"
+        return f"unknown key '{key}'.{_nearest(fault['loc'])}"
+    if fault["type"] == "model_type":
+        return f"{key}: expected 'key: value' pairs (got {fault['input']!r})"
     message = fault["msg"].removeprefix("Value error, ")
     value = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
     return f"{key or 'config'}: {message}{value}"
+
+
+def _nearest(loc: tuple[Any, ...]) -> str:
+    """Near names of an unknown key: beside it, else the same name elsewhere."""
+    name = str(loc[-1])
+    elsewhere = [key for key in _flatten(Config().model_dump()) if key.endswith(f".{name}")]
+    return did_you_mean(name, _keys_beside(loc)) or (f" Did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else "")
 
 
 def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
