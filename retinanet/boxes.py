@@ -42,11 +42,12 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([shift, torch.log(box_wh / anchor_wh)], dim=-1)
 
 
-def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """The inverse of `encode_boxes`; dw and dh are clamped at `MAX_LOG_SCALE`."""
+def decode_boxes(deltas: Tensor, anchors: Tensor, *, clamp_shrinking: bool = False) -> Tensor:
+    """The inverse of `encode_boxes`; dw and dh are clamped at `MAX_LOG_SCALE`, and at its negative if asked."""
     anchor_wh = anchors[..., 2:] - anchors[..., :2]
     centre = deltas[..., :2] * anchor_wh + anchors[..., :2] + 0.5 * anchor_wh
-    half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_wh
+    log_scale = deltas[..., 2:].clamp(min=-MAX_LOG_SCALE if clamp_shrinking else None, max=MAX_LOG_SCALE)
+    half = 0.5 * torch.exp(log_scale) * anchor_wh
     return torch.cat([centre - half, centre + half], dim=-1)
 
 

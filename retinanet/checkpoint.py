@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from retinanet.model import RetinaNet, build_model
 from retinanet.structures import Category
 
 FORMAT = 1
+ARCHIVE_HEAD = b"PK\x03\x04"  # torch.save writes a zip archive
 
 
 @dataclass
@@ -29,9 +31,16 @@ class Checkpoint:
     training: dict[str, Any] | None = None
 
     def build(self) -> RetinaNet:
-        """The detector for inference: with the averaged weights where there are any, in eval mode."""
+        """The detector for inference: with the averaged weights where there are any, in eval mode.
+
+        Raises `UserError` when the weights do not fit `config.model`.
+        """
         model = build_model(self.config.model, self.config.input, trained_backbone=False)
-        model.load_state_dict(self.ema or self.model)
+        try:
+            model.load_state_dict(self.ema or self.model)
+        except RuntimeError as error:  # its lines list the differences, below a heading
+            first = (str(error).splitlines()[1:] or [str(error)])[0].strip()
+            raise UserError(f"the checkpoint's weights do not fit the model of its config: {first}") from None
         return model.eval()
 
 
@@ -47,7 +56,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "training": checkpoint.training,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.partial")  # one name: what a killed process left is written over
     try:
         with temporary.open("wb") as file:
             torch.save(content, file)
@@ -61,17 +70,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU; executes nothing. Raises `UserError` in one line when it is none or is damaged."""
     path = Path(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"weights {path} do not exist") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"weights {path} cannot be read, torn or not a checkpoint: {reason}") from None
-    if not isinstance(content, dict) or not {"format", "config", "categories", "model"} <= set(content):
-        raise UserError(f"{path} is not a checkpoint of this project")
+    content = _read(path)
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise UserError(f"weights {path} are not a checkpoint of this project")
     if content["format"] > FORMAT:
-        raise UserError(f"{path} was written by a newer version of this project (format {content['format']})")
+        raise UserError(f"weights {path} were written by a newer version of this project (format {content['format']})")
+    if not {"config", "categories", "model", "ema", "thresholds", "training"} <= set(content):
+        raise UserError(f"weights {path} are not a checkpoint of this project")
     return Checkpoint(
         config=parse_config(content["config"], where=f"config in {path}"),
         categories=tuple(Category(c["id"], c["name"]) for c in content["categories"]),
@@ -80,3 +85,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         thresholds=content["thresholds"],
         training=content["training"],
     )
+
+
+def _read(path: Path) -> Any:
+    """The content of an archive of torch's. What is no archive never gets to the unpickler."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(ARCHIVE_HEAD))
+    except FileNotFoundError:
+        raise UserError(f"weights {path} do not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"weights {path} are a folder; name a file in it, such as {path / 'best.pt'}") from None
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be read: {error.strerror}") from None
+    if head != ARCHIVE_HEAD:
+        raise UserError(f"weights {path} are not a checkpoint: {'the file is empty' if not head else 'another kind of file'}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            faulty = archive.testzip()  # torch compares no checksums
+        if faulty is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {faulty}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own message advises to execute it
+        raise UserError(f"weights {path} hold more than tensors and plain data: no checkpoint of this project") from None
+    except Exception as error:  # of any kind: bytes that mean something else fail anywhere
+        raise UserError(f"weights {path} are damaged, or another kind of archive ({type(error).__name__})") from error

@@ -38,6 +38,10 @@ class AnchorConfig(Section):
     scales: list[float] = Field([1.0, 2 ** (1 / 3), 2 ** (2 / 3)], description="Factors on the side; 3 per octave.")
     ratios: list[float] = Field([0.5, 1.0, 2.0], description="Height / width.")
     offset: float = Field(0.5, description="Where in its cell an anchor is centred, as a share of the stride.")
+    integer: bool = Field(False, description="Sides cut to whole pixels and corners rounded, as torchvision's are.")
+    strides: Literal["fixed", "grid"] = Field(
+        "fixed", description="fixed: 8..128. grid: padded image size // grid, as torchvision's; they depend on the padding."
+    )
 
     @model_validator(mode="after")
     def _five_levels(self) -> Self:
@@ -57,18 +61,28 @@ class ModelConfig(Section):
     norm: Literal["frozen", "batch", "sync", "group"] = Field(
         "frozen", description="Normalisation in the backbone. frozen needs trained weights; group suits random ones."
     )
+    norm_eps: float = Field(1e-5, ge=0, description="The backbone's BatchNorm epsilon; it comes with trained weights.")
+    stride_in_1x1: bool = Field(False, description="Bottlenecks downsample in their 1x1 convolution (Caffe, detectron2).")
     freeze_stages: int = Field(2, ge=0, le=5, description="Frozen from the input on: 1 is the stem, 2 adds C2, ... 5 all.")
     fpn_channels: int = Field(256, ge=8)
     p6_from: Literal["c5", "p5"] = Field("c5", description="What P6 is convolved from.")
+    p7_relu: bool = Field(True, description="P7 is convolved from ReLU(P6), or from P6 itself (mmdet).")
     head_convs: int = Field(4, ge=0, description="3x3 convolutions in each subnet before its output.")
     head_norm: Literal["none", "group"] = Field("none", description="Normalisation after each of them.")
     prior: float = Field(0.01, gt=0, lt=1, description="Foreground probability at the start (paper section 4.1).")
     anchors: AnchorConfig = AnchorConfig()
 
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.head_norm == "group" and (self.fpn_channels % 32 or self.fpn_channels < 64):
+            raise ValueError(f"head_norm group has 32 groups: fpn_channels must be 64, 96, 128, ..., not {self.fpn_channels}")
+        return self
+
 
 class InputConfig(Section):
     short_edge: int = Field(800, ge=32, description="Images are resized to this shorter side,")
     long_edge: int = Field(1333, ge=32, description="... unless the longer one would exceed this.")
+    size_rounding: Literal["nearest", "floor"] = Field("nearest", description="How the longer side becomes whole pixels.")
     mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="RGB, on the 0..255 scale.")
     std: tuple[float, float, float] = Field((58.395, 57.12, 57.375), description="RGB, on the 0..255 scale.")
 
@@ -98,6 +112,9 @@ class PostprocessConfig(Section):
     soft_nms_sigma: float = Field(0.5, gt=0)
     class_agnostic: bool = Field(False, description="Boxes suppress each other across classes: one class per object.")
     max_detections: int = Field(100, ge=1, description="Detections kept in an image.")
+    clip: Literal["before_nms", "after_nms"] = Field("before_nms", description="When boxes are cut at the image's border.")
+    clamp_shrinking: bool = Field(False, description="Bound how much a box shrinks its anchor too, not only how it grows.")
+    drop_empty: bool = Field(True, description="Leave out boxes that have no area inside the image.")
 
 
 class DatasetConfig(Section):

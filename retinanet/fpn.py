@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class FPN(nn.Module):
-    """C3, C4, C5 to P3..P7, all of `channels`. P6 is a stride-2 convolution of C5 or P5, P7 one of ReLU(P6)."""
+    """C3, C4, C5 to P3..P7, all of `channels`. P6 is a stride-2 convolution of C5 or P5, P7 one of ReLU(P6), or of P6."""
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, *, p6_from: str = "c5") -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int = 256, *, p6_from: str = "c5", p7_relu: bool = True) -> None:
         super().__init__()
-        self.p6_from = p6_from
+        self.p6_from, self.p7_relu = p6_from, p7_relu
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         self.p6 = nn.Conv2d(in_channels[-1] if p6_from == "c5" else channels, channels, 3, stride=2, padding=1)
@@ -29,4 +29,4 @@ class FPN(nn.Module):
             merged[fine] = merged[fine] + F.interpolate(coarse, size=merged[fine].shape[-2:], mode="nearest")
         pyramid = [output(m) for output, m in zip(self.output, merged, strict=True)]
         p6 = self.p6(features[-1] if self.p6_from == "c5" else pyramid[-1])
-        return [*pyramid, p6, self.p7(F.relu(p6))]
+        return [*pyramid, p6, self.p7(F.relu(p6) if self.p7_relu else p6)]

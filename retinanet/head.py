@@ -48,7 +48,7 @@ class Subnet(nn.Module):
 
     def _level(self, features: Tensor) -> Tensor:
         out = self.final(self.convs(features))  # [B, A * outputs, h, w]
-        return out.permute(0, 2, 3, 1).reshape(len(out), -1, self.outputs)  # a view in channels_last
+        return out.permute(0, 2, 3, 1).reshape(out.shape[0], -1, self.outputs)  # a view in channels_last
 
 
 def prior_bias(probability: float) -> float:

@@ -32,6 +32,7 @@ def detect_batches(
                     predictions = model(batch.images, batch.image_sizes)
                 losses = criterion.sums(predictions, batch.targets) if criterion is not None else None
                 detections = postprocess(predictions, batch.image_sizes, batch.original_sizes)
-                yield batch, [found.cpu() for found in detections], losses
+                detections = [found.cpu() for found in detections]
+            yield batch, detections, losses  # outside: inference mode must not reach the caller's code
     finally:
         model.train(was_training)

@@ -39,7 +39,7 @@ def l1_loss(input: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
 
 def smooth_l1_loss(input: Tensor, target: Tensor, beta: float = 1.0, reduction: str = "none") -> Tensor:
     """x^2 / (2 beta) where x = |input - target| < beta, x - beta / 2 beyond (Girshick 2015)."""
-    return F.smooth_l1_loss(input.float(), target.float(), beta=beta, reduction=reduction)
+    return _reduce(F.smooth_l1_loss(input.float(), target.float(), beta=beta, reduction="none"), reduction)
 
 
 def giou_loss(boxes: Tensor, target_boxes: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:

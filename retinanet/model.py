@@ -29,9 +29,12 @@ class RetinaNet(nn.Module):
         backbone: str = "resnet50",
         *,
         norm: str = "frozen",
+        norm_eps: float = 1e-5,
+        stride_in_1x1: bool = False,
         freeze_stages: int = 0,
         fpn_channels: int = 256,
         p6_from: str = "c5",
+        p7_relu: bool = True,
         head_convs: int = 4,
         head_norm: str = "none",
         prior: float = 0.01,
@@ -42,8 +45,10 @@ class RetinaNet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.anchor_generator = anchors or AnchorGenerator()
-        self.backbone = ResNetBackbone(backbone, norm=norm, freeze_stages=freeze_stages)
-        self.fpn = FPN(self.backbone.out_channels, fpn_channels, p6_from=p6_from)
+        self.backbone = ResNetBackbone(
+            backbone, norm=norm, norm_eps=norm_eps, stride_in_1x1=stride_in_1x1, freeze_stages=freeze_stages
+        )
+        self.fpn = FPN(self.backbone.out_channels, fpn_channels, p6_from=p6_from, p7_relu=p7_relu)
         num_anchors, form = self.anchor_generator.num_anchors, {"num_convs": head_convs, "norm": head_norm}
         self.cls_subnet = Subnet(fpn_channels, num_anchors, num_classes, final_bias=prior_bias(prior), **form)  # type: ignore[arg-type]
         self.box_subnet = Subnet(fpn_channels, num_anchors, 4, **form)  # type: ignore[arg-type]
@@ -61,7 +66,7 @@ class RetinaNet(nn.Module):
         return Predictions(
             cls_logits=self.cls_subnet(pyramid),  # [B, R, K]
             box_deltas=self.box_subnet(pyramid),  # [B, R, 4]
-            anchors=self.anchor_generator(grid_sizes),  # [R, 4]
+            anchors=self.anchor_generator(grid_sizes, (images.shape[-2], images.shape[-1])),  # [R, 4]
             level_sizes=[height * width * self.anchor_generator.num_anchors for height, width in grid_sizes],
         )
 
@@ -81,18 +86,27 @@ def build_model(config: ModelConfig, input: InputConfig, *, trained_backbone: bo
     """The model a config describes; `trained_backbone=False` skips `backbone_weights` (a checkpoint follows)."""
     if config.num_classes is None:
         raise ValueError("model.num_classes is unknown before the data is read")
+    anchors = config.anchors
     model = RetinaNet(
         config.num_classes,
         config.backbone,
         norm=config.norm,
+        norm_eps=config.norm_eps,
+        stride_in_1x1=config.stride_in_1x1,
         freeze_stages=config.freeze_stages,
         fpn_channels=config.fpn_channels,
         p6_from=config.p6_from,
+        p7_relu=config.p7_relu,
         head_convs=config.head_convs,
         head_norm=config.head_norm,
         prior=config.prior,
         anchors=AnchorGenerator(
-            config.anchors.sizes, config.anchors.scales, config.anchors.ratios, offset=config.anchors.offset
+            anchors.sizes,
+            anchors.scales,
+            anchors.ratios,
+            offset=anchors.offset,
+            integer=anchors.integer,
+            strides_by_grid=anchors.strides == "grid",
         ),
         mean=input.mean,
         std=input.std,

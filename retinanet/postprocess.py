@@ -23,27 +23,44 @@ class Postprocessor:
         soft_nms_sigma: float = 0.5,
         class_agnostic: bool = False,
         max_detections: int = 100,
+        clip: str = "before_nms",
+        clamp_shrinking: bool = False,
+        drop_empty: bool = True,
         categories: Sequence[Category] = (),
     ) -> None:
         self.score_threshold, self.topk_per_level = score_threshold, topk_per_level
         self.nms_threshold, self.nms, self.soft_nms_sigma = nms_threshold, nms, soft_nms_sigma
         self.class_agnostic, self.max_detections = class_agnostic, max_detections
+        self.clip, self.clamp_shrinking, self.drop_empty = clip, clamp_shrinking, drop_empty
         self.categories = tuple(categories)
 
     @torch.no_grad()
     def __call__(self, predictions: Predictions, image_sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
         """Detections of each image. Boxes are clipped to `image_sizes` [B, 2], the (height, width) before padding, and
         given in pixels of `original_sizes` [B, 2] if there are any."""
-        found = []
-        for image, (height, width) in enumerate(image_sizes.tolist()):
-            boxes, scores, labels = self._candidates(predictions, image)
-            boxes = clip_boxes(boxes, (height, width))
-            kept = self._suppress(boxes, scores, labels)
-            boxes, scores, labels = boxes[kept[0]], kept[1], labels[kept[0]]
-            if original_sizes is not None:
-                boxes = rescale_boxes(boxes, (height, width), tuple(original_sizes[image].tolist()))
-            found.append(Detections(boxes, scores, labels, self.categories))
-        return found
+        originals = image_sizes if original_sizes is None else original_sizes
+        sizes = zip(image_sizes.tolist(), originals.tolist(), strict=True)
+        return [self._image(predictions, n, tuple(size), tuple(original)) for n, (size, original) in enumerate(sizes)]
+
+    def _image(self, predictions: Predictions, n: int, size: tuple[int, int], original: tuple[int, int]) -> Detections:
+        boxes, scores, labels = self._candidates(predictions, n)
+        if self.clip == "before_nms":
+            boxes = clip_boxes(boxes, size)
+        valid = self._valid(boxes)
+        boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
+        kept, scores = self._suppress(boxes, scores, labels)
+        boxes, labels = rescale_boxes(boxes[kept], size, original), labels[kept]
+        if self.clip == "after_nms":
+            boxes = clip_boxes(boxes, original)
+            valid = self._valid(boxes)
+            boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
+        return Detections(boxes, scores, labels, self.categories)
+
+    def _valid(self, boxes: Tensor) -> Tensor:
+        """[C] bool: boxes with an area, or with `drop_empty` off all but NaN, one of which would switch NMS off."""
+        if self.drop_empty:
+            return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        return boxes.isfinite().all(dim=1)
 
     def _candidates(self, predictions: Predictions, image: int) -> tuple[Tensor, Tensor, Tensor]:
         """The best (anchor, class) pairs of each level above the threshold: boxes [C, 4], scores [C], labels [C]."""
@@ -60,7 +77,8 @@ class Postprocessor:
             candidates = (scores > self.score_threshold).nonzero()[:, 0]  # NaN is not above anything
             scores, order = scores[candidates].topk(min(self.topk_per_level, len(candidates)))
             anchor, label = candidates[order] // num_classes, candidates[order] % num_classes
-            parts.append((decode_boxes(deltas[anchor].float(), anchors[anchor]), scores, label))
+            boxes = decode_boxes(deltas[anchor].float(), anchors[anchor], clamp_shrinking=self.clamp_shrinking)
+            parts.append((boxes, scores, label))
         boxes, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         return boxes, scores, labels
 

@@ -1,15 +1,31 @@
-"""Number formats: which one this machine is fast at, and the autocast that uses it."""
+"""What this machine computes on, which number format it is fast at, and the autocast that uses it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 
+from retinanet.errors import UserError
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(asked: str | torch.device | None) -> torch.device:
+    """`asked`, or for None cuda where there is one, else the CPU. Raises `UserError` for one that is not there."""
+    cards = torch.cuda.device_count()
+    try:
+        device = torch.device(asked or ("cuda" if cards else "cpu"))
+    except RuntimeError:
+        raise UserError(f"there is no device '{asked}': expected cpu, cuda, cuda:1 ...") from None
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise UserError(f"device {device} is not there: torch {torch.__version__} finds {cards} CUDA device(s)")
+    return device
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
     """`asked`, or for "auto" bf16 where the hardware computes with it, else fp32."""
+    if asked not in ("auto", "fp32", *DTYPES):
+        raise UserError(f"there is no precision '{asked}': expected auto, fp32, {' or '.join(DTYPES)}")
     if asked != "auto":
         return asked
     if device.type == "cuda":

@@ -17,7 +17,7 @@ from retinanet.errors import UserError
 from retinanet.inference import detect_batches
 from retinanet.model import RetinaNet
 from retinanet.postprocess import build_postprocessor
-from retinanet.precision import choose_precision
+from retinanet.precision import choose_device, choose_precision
 from retinanet.structures import Category, Detections, Target
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -42,7 +42,11 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: str = "auto",
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if score_threshold is not None and not 0 <= score_threshold <= 1:
+            raise UserError(f"the score threshold must lie in 0..1, got {score_threshold:g}")
+        if len(categories) != model.num_classes:
+            raise UserError(f"the model has {model.num_classes} classes, but {len(categories)} categories are given")
+        self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.input = input or InputConfig()
@@ -95,6 +99,11 @@ class Predictor:
 
     def stream(self, images: Iterable[np.ndarray], batch_size: int = 8) -> Iterator[Detections]:
         """Detections of RGB uint8 arrays [H, W, 3], one after the other, `batch_size` of them in a forward."""
+        if batch_size < 1:
+            raise UserError(f"the batch size must be at least 1, got {batch_size}")
+        return self._stream(images, batch_size)
+
+    def _stream(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[Detections]:
         batches = (collate([self._sample(image) for image in part]) for part in _parts(images, batch_size))
         for _, detections, _ in detect_batches(
             self.model, batches, self._postprocess, device=self.device, precision=self.precision
@@ -103,31 +112,45 @@ class Predictor:
 
     def _sample(self, image: np.ndarray) -> Sample:
         size = (image.shape[0], image.shape[1])
-        small = resize(image, resized_size(size, self.input.short_edge, self.input.long_edge))
+        edges = self.input.short_edge, self.input.long_edge, self.input.size_rounding
+        small = resize(image, resized_size(size, *edges))
         nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
         return Sample(small, nothing, size, "", [])
 
 
 def to_array(picture: Picture) -> np.ndarray:
-    """Any picture that `Predictor` takes, as RGB uint8 [H, W, 3]."""
+    """Any picture that `Predictor` takes, as RGB uint8 [H, W, 3]. Raises `UserError` for anything else."""
     if isinstance(picture, str | Path):
         return read_image(picture)
     if isinstance(picture, Image.Image):
         return to_rgb(picture)
     if isinstance(picture, Tensor):
-        if picture.ndim != 3 or picture.shape[0] != 3:
-            raise UserError(f"a picture tensor must be [3, height, width], got {list(picture.shape)}")
-        if picture.is_floating_point():
-            if picture.numel() and float(picture.max()) > 1.5:
-                raise UserError("a float picture tensor must lie in 0..1; pass uint8 for 0..255")
-            picture = (picture * 255).round().clamp(0, 255).to(torch.uint8)
-        return picture.permute(1, 2, 0).contiguous().cpu().numpy()
+        return _from_tensor(picture)
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-            raise UserError(f"a picture array must be uint8 [height, width, 3], got {picture.dtype} {list(picture.shape)}")
-        is_rgb = picture.ndim == 3 and picture.shape[2] == 3
-        return picture if is_rgb else to_rgb(Image.fromarray(picture))
+        return _from_array(picture)
     raise UserError(f"a picture must be a path, PIL image, array or tensor, got {type(picture).__name__}")
+
+
+def _from_tensor(picture: Tensor) -> np.ndarray:
+    if picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
+        raise UserError(f"a picture tensor must be [3, height, width], got {list(picture.shape)}")
+    if picture.is_floating_point():
+        low, high = (float(value) for value in picture.aminmax())
+        if not (low >= -0.5 and high <= 1.5):  # resizing overshoots a little; NaN is in no range
+            raise UserError(f"a float picture tensor must lie in 0..1, got {low:g}..{high:g}; pass uint8 for 0..255")
+        picture = (picture * 255).round().clamp(0, 255).to(torch.uint8)
+    if picture.dtype != torch.uint8:
+        raise UserError(f"a picture tensor must be uint8, or float in 0..1, got {picture.dtype}")
+    return picture.detach().permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _from_array(picture: np.ndarray) -> np.ndarray:
+    channels = picture.shape[2] if picture.ndim == 3 else 1
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or channels not in (1, 3, 4) or not picture.size:
+        raise UserError(f"a picture array must be uint8 [height, width, 3], got {picture.dtype} {list(picture.shape)}")
+    if channels == 3:
+        return picture
+    return to_rgb(Image.fromarray(picture.reshape(picture.shape[:2]) if channels == 1 else picture))
 
 
 def _parts(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

@@ -49,7 +49,7 @@ def read_detections(path: Path) -> np.ndarray:
         entries = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"results file {path} does not exist") from None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"results file {path} cannot be read as JSON: {error}") from None
     if not isinstance(entries, list):
         raise UserError(f"{path}: a COCO results file is a list of detections")
@@ -60,7 +60,7 @@ def _row(entry: Any, n: int, path: Path) -> list[float]:
     try:
         box = [float(value) for value in entry["bbox"]]
         row = [float(int(entry["image_id"])), *box, float(entry["score"]), float(int(entry["category_id"]))]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):  # int(inf) overflows
         row = []
     if len(row) != COLUMNS or not all(map(math.isfinite, row)):
         raise UserError(f"{path}: entry {n} needs image_id, category_id, bbox [x, y, width, height] and score")

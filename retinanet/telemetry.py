@@ -25,7 +25,7 @@ class Telemetry:
         if enabled:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder), purge_step=start_step)  # steps after the checkpoint are redone
+            self.writer = SummaryWriter(str(folder), purge_step=start_step + 1)  # what the checkpoint does not know is redone
         self.bar = tqdm(
             initial=start_step,
             total=total_steps,

@@ -78,7 +78,7 @@ class Trainer:
 
     def run(self) -> bool:
         """The loop, from `self.step` to the end."""
-        if self.step >= self.total_steps or self._time_is_up():
+        if self.step >= self.total_steps or (self.step and self._time_is_up()):
             say(f"{self.folder}: this run is finished ({self.step} steps); nothing to do")
             return True
         config, interrupt = self.config, _Interrupt()
@@ -307,7 +307,7 @@ class Trainer:
 
     def _note_corrupt(self, batch: Batch) -> None:
         """Names each unreadable image once; too many of them end the run."""
-        new = [fault for fault in batch.faults if fault not in self.corrupt]
+        new = [fault for fault in dict.fromkeys(batch.faults) if fault not in self.corrupt]
         for fault in new:
             self.corrupt.add(fault)
             print(f"warning: another image stands in for {fault}", flush=True)

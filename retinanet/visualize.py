@@ -20,8 +20,11 @@ def class_color(label: int) -> tuple[int, int, int]:
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str], *, min_side: int = 480
 ) -> np.ndarray:
-    """`image` uint8 [H, W, 3] with boxes [D, 4] and their captions; enlarged if small, so that text is legible."""
-    zoom = max(1.0, min_side / min(image.shape[:2]))
+    """`image` uint8 [H, W, 3] with boxes [D, 4] and their captions; enlarged if small, so that text is legible.
+
+    The longer side is never enlarged beyond four times `min_side`: a picture of a few rows would become gigabytes.
+    """
+    zoom = max(1.0, min(min_side / min(image.shape[:2]), 4 * min_side / max(image.shape[:2])))
     picture = Image.fromarray(image)
     if zoom > 1:
         picture = picture.resize((round(picture.width * zoom), round(picture.height * zoom)), Image.Resampling.BICUBIC)
@@ -80,11 +83,15 @@ def _draw_caption(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     size: tuple[int, int],
 ) -> None:
-    """Above the box where there is room, inside it otherwise; never cut by the border."""
+    """Above the box where there is room, inside it otherwise; never cut by the border, but shortened if too wide."""
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+    while right - left + 6 > size[0] and len(text) > 4:
+        text = f"{text[:-4]}..."  # one character shorter, or three the first time
+        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     wide, high = right - left + 6, bottom - top + 6
     x = min(max(0, box[0]), max(0, size[0] - wide))
-    y = box[1] - high if box[1] >= high else min(max(0, box[1]), max(0, size[1] - high))
-    canvas.rectangle((x, y, x + wide, y + high), fill=color)
+    y = box[1] - high if box[1] >= high else max(0, box[1])
+    y = min(y, max(0, size[1] - high))
+    canvas.rectangle((x, y, x + wide - 1, y + high - 1), fill=color)
     luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     canvas.text((x + 3 - left, y + 3 - top), text, fill="black" if luminance > 140 else "white", font=font)

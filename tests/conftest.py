@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 REPOSITORY = Path(__file__).parent.parent
+
+torch.set_num_threads(1)  # the tests' tensors are small, and pytest-xdist runs a process on each core
 
 
 @pytest.fixture(scope="session")

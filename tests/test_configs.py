@@ -74,7 +74,7 @@ def test_length_is_given_exactly_once(path):
 def test_augmentation_builds(path):
     config = load_config(path)
     augment = build_augment(config.augment, config.input)
-    assert max(augment.short_edges) <= augment.long_edge
+    assert all(edges.short_edge <= edges.long_edge for edges in augment.resizes)
 
 
 @every_config

@@ -1,8 +1,9 @@
 """Measure a detector: the twelve COCO numbers and a table by class.
 
-python tools/evaluate.py --weights runs/demo/best.pt
-python tools/evaluate.py configs/demo.yaml --weights runs/demo/best.pt evaluation.split=test
-python tools/evaluate.py --detections results.json --annotations truth.json     results of any detector
+examples:
+  python tools/evaluate.py --weights runs/demo/best.pt
+  python tools/evaluate.py configs/demo.yaml --weights runs/demo/best.pt evaluation.split=test
+  python tools/evaluate.py --detections results.json --annotations truth.json     results of any detector
 """
 
 import argparse
@@ -30,7 +31,11 @@ def main() -> int:
     if args.detections is not None:
         if args.annotations is None:
             raise UserError("--detections needs --annotations, the COCO ground truth")
+        if args.settings:
+            raise UserError(f"--detections takes no CONFIG and no settings, got {' '.join(args.settings)}")
         return evaluate_results(args.detections, args.annotations, args.out)
+    if args.annotations is not None:
+        raise UserError("--annotations goes with --detections; with --weights say data.val.path=... data.val.annotations=...")
     overrides = [text for text in args.settings if "=" in text]
     return evaluate_weights(args.weights, configs[0] if configs else None, overrides, args.out, args.device)
 
@@ -58,13 +63,20 @@ def evaluate_weights(weights: str, config_file: str | None, overrides: list[str]
     from retinanet.distributed import is_main, process_group, say, world_size
     from retinanet.evaluation.run import evaluate_model
     from retinanet.postprocess import build_postprocessor
-    from retinanet.precision import choose_precision
+    from retinanet.precision import choose_device, choose_precision
+    from retinanet.results import write_json
 
+    choose_device(device)  # a device that is not there is found before anything is read
     checkpoint = load_checkpoint(weights)
     config, notes = config_for_inference(checkpoint.config, load_config(config_file) if config_file else None, overrides)
+    if (config.input.mean, config.input.std) != (checkpoint.config.input.mean, checkpoint.config.input.std):
+        raise UserError("input.mean and input.std are part of the weights and cannot be changed here")
     split = getattr(config.data, config.evaluation.split)
     if split is None:
         raise UserError(f"data.{config.evaluation.split} is not set: name a CONFIG, or data.{config.evaluation.split}.path=...")
+    run = Path(weights).parent
+    folder = out or run / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)  # one that cannot be written is found before the work, not after it
     checkpoint.config = config
     with process_group(device) as chosen:
         for note in notes:
@@ -83,21 +95,20 @@ def evaluate_weights(weights: str, config_file: str | None, overrides: list[str]
             workers=choose_workers(config.data.workers, world_size()),
         )
         if is_main():
-            write_evaluation(result.metrics, result.rows, annotations, Path(weights).parent, out)
+            write_evaluation(result.metrics, result.rows, annotations, folder)
+            if out is None and (run / "config.yaml").exists():  # a run's folder always shows its latest evaluation
+                write_json(run / "metrics.json", result.metrics)
     return 0
 
 
-def write_evaluation(metrics: dict[str, Any], rows: Any, annotations: Any, run: Path, out: Path | None) -> None:
+def write_evaluation(metrics: dict[str, Any], rows: Any, annotations: Any, folder: Path) -> None:
     from retinanet.evaluation.coco import metrics_table
     from retinanet.results import write_detections, write_json
 
     print(metrics_table(metrics))
-    folder = out or run / "evaluation"
     file_names = {int(image_id): annotations.file_names[n] for n, image_id in enumerate(annotations.image_ids)}
     write_detections(folder / "detections.json", rows, file_names, {c.id: c.name for c in annotations.categories})
     write_json(folder / "metrics.json", metrics)
-    if out is None and (run / "config.yaml").exists():  # a run's folder always shows its latest evaluation
-        write_json(run / "metrics.json", metrics)
     print(f"written: {folder / 'metrics.json'} and {folder / 'detections.json'}")
 
 

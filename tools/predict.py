@@ -1,7 +1,8 @@
 """Find objects in pictures: draws them and writes detections.json.
 
-python tools/predict.py street.jpg --weights runs/demo/best.pt
-python tools/predict.py photos/ 'more/*.png' --weights runs/demo/best.pt --score 0.3 --out found
+examples:
+  python tools/predict.py street.jpg --weights runs/demo/best.pt
+  python tools/predict.py photos/ 'more/*.png' --weights runs/demo/best.pt --score 0.3 --out found
 """
 
 import argparse
@@ -16,6 +17,12 @@ from retinanet.errors import UserError, command_line
 if TYPE_CHECKING:
     import numpy as np
 
+    from retinanet.predictor import Predictor
+    from retinanet.structures import Detections
+
+SHEET = 12  # pictures on the page that --sheet writes
+SHEET_NAME = "sheet.jpg"
+
 
 @command_line
 def main() -> int:
@@ -24,10 +31,12 @@ def main() -> int:
     parser.add_argument("--weights", required=True, help="a checkpoint")
     parser.add_argument("--out", type=Path, help="folder of the results; default: predictions/ beside the weights")
     parser.add_argument("--score", type=float, help="least score shown; default: the best found for each class, else 0.5")
+    parser.add_argument("--sheet", action="store_true", help="also sheet.jpg: some of the pictures on one page")
     parser.add_argument("--batch-size", type=int, default=8, help="images in a forward (default: 8)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
     args = parser.parse_args()
 
+    import numpy as np
     from tqdm import tqdm
 
     from retinanet.predictor import Predictor
@@ -35,13 +44,19 @@ def main() -> int:
     files = find_images(args.inputs)
     predictor = Predictor.load(args.weights, device=args.device, score_threshold=args.score)
     out = args.out or Path(args.weights).parent / "predictions"
+    out.mkdir(parents=True, exist_ok=True)
     reader = Reader(files)
-    results, names = [], set[str]()
+    results, shown = [], list[np.ndarray]()
+    taken = {(out / SHEET_NAME).resolve(), *(file.resolve() for file in files)}  # --out may be the inputs' own folder
     for detections in tqdm(predictor.stream(reader, args.batch_size), total=len(files), desc="predict", unit="image"):
         number, file, image = reader.waiting.popleft()
-        save_picture(image, detections, out, file, names)
+        picture = save_picture(image, detections, out, file, taken)
+        if args.sheet and len(shown) < SHEET and len(detections):
+            shown.append(picture)
         results.append((number, file, detections))
     write_results(results, out, predictor)
+    if shown:
+        save_sheet(shown, out)
     found = sum(len(detections) for *_, detections in results)
     print(f"{found} objects in {len(results)} images; pictures and detections.json in {out}")
     if reader.unreadable:
@@ -87,27 +102,37 @@ class Reader:
             yield image
 
 
-def save_picture(image: "np.ndarray", detections: object, out: Path, file: Path, names: set[str]) -> None:
+def save_picture(image: "np.ndarray", detections: "Detections", out: Path, file: Path, taken: set[Path]) -> "np.ndarray":
+    """Writes the picture under its own name, numbered where `taken` has that already, and returns it."""
     from PIL import Image
 
     from retinanet.visualize import draw_detections
 
     name, n = f"{file.stem}.jpg", 2
-    while name in names:  # the same name in another folder
+    while (out / name).resolve() in taken:
         name, n = f"{file.stem}_{n}.jpg", n + 1
-    names.add(name)
-    out.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_detections(image, detections)).save(out / name, quality=92)  # type: ignore[arg-type]
+    taken.add((out / name).resolve())
+    picture = draw_detections(image, detections)
+    Image.fromarray(picture).save(out / name, quality=92)
+    return picture
 
 
-def write_results(results: list, out: Path, predictor: object) -> None:
+def save_sheet(pictures: "list[np.ndarray]", out: Path) -> None:
+    from PIL import Image
+
+    from retinanet.visualize import contact_sheet
+
+    Image.fromarray(contact_sheet(pictures)).save(out / SHEET_NAME, quality=90)
+
+
+def write_results(results: "list[tuple[int, Path, Detections]]", out: Path, predictor: "Predictor") -> None:
     import numpy as np
 
     from retinanet.results import COLUMNS, to_rows, write_detections
 
     rows = np.concatenate([np.empty((0, COLUMNS)), *(to_rows(n, detections) for n, _, detections in results)])
     file_names = {n: str(file) for n, file, _ in results}
-    write_detections(out / "detections.json", rows, file_names, {c.id: c.name for c in predictor.categories})  # type: ignore[attr-defined]
+    write_detections(out / "detections.json", rows, file_names, {c.id: c.name for c in predictor.categories})
 
 
 if __name__ == "__main__":

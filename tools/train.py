@@ -1,9 +1,10 @@
 """Train a detector.
 
-python tools/train.py configs/demo.yaml
-python tools/train.py configs/demo.yaml train.batch_size=8 output_dir=runs/small
-python tools/train.py configs/demo.yaml --resume                      go on where a run stopped
-torchrun --nproc_per_node=8 tools/train.py configs/retinanet_r50_1x.yaml
+examples:
+  python tools/train.py configs/demo.yaml
+  python tools/train.py configs/demo.yaml train.batch_size=8 output_dir=runs/small
+  python tools/train.py configs/demo.yaml --resume                      go on where a run stopped
+  torchrun --nproc_per_node=8 tools/train.py configs/retinanet_r50_1x.yaml
 """
 
 import argparse
@@ -21,8 +22,10 @@ def main() -> int:
     args = parser.parse_intermixed_args()
 
     from retinanet.config import load_config
+    from retinanet.precision import choose_device
     from retinanet.training import train
 
+    choose_device(args.device)  # a device that is not there is found before anything is read
     finished = train(load_config(args.config, args.overrides), resume=args.resume, device=args.device)
     return 0 if finished else 130
 

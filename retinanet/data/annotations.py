@@ -21,14 +21,14 @@ class PackedStrings:
     def __init__(self, strings: list[str]) -> None:
         encoded = [s.encode() for s in strings]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
+        self._offsets = np.cumsum([0, *(len(e) for e in encoded)], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._offsets) - 1
 
     def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index > 0 else 0
-        return self._bytes[start : self._ends[index]].tobytes().decode()
+        index = range(len(self))[index]  # negative ones count from the end, others are an IndexError
+        return self._bytes[self._offsets[index] : self._offsets[index + 1]].tobytes().decode()
 
 
 class ImageRow(NamedTuple):

@@ -2,8 +2,9 @@
 
 import json
 import math
+import reprlib
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from retinanet.distributed import say
 from retinanet.errors import UserError
 from retinanet.structures import Category
 
-SHOWN = 5  # annotation ids named in a note
+SHOWN = 5  # annotations named in a note
+LARGEST = 2**53  # a larger id would lose its last digits in evaluation, where ids and scores share float64 rows
 
 
 def load_coco(file: str | Path, image_dir: str | Path) -> Annotations:
@@ -33,13 +35,16 @@ def load_coco(file: str | Path, image_dir: str | Path) -> Annotations:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(file.read_bytes())
+        content = file.read_bytes()
     except FileNotFoundError:
         raise UserError(f"annotation file {file} does not exist") from None
     except OSError as error:
         raise UserError(f"annotation file {file} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"annotation file {file} is not valid JSON: {error}") from None
+    try:
+        raw = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        begin = content[:20].decode(errors="replace")  # of a web page, an archive or a Git LFS pointer it tells enough
+        raise UserError(f"annotation file {file} is not valid JSON: {error}; it begins with {begin!r}") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(raw, dict) or not isinstance(raw.get(key), list):
             raise UserError(f"{file}: a COCO instances file needs a list '{key}'")
@@ -48,9 +53,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _categories(raw: dict[str, Any], file: Path) -> list[Category]:
     try:
-        categories = sorted(Category(int(entry["id"]), str(entry["name"])) for entry in raw["categories"])
+        categories = sorted(Category(_whole(entry["id"]), _text(entry["name"])) for entry in raw["categories"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{file}: every entry of 'categories' needs a whole-number 'id' and a 'name'") from None
+        raise UserError(f"{file}: every entry of 'categories' needs a whole-number 'id' (to 2^53) and a 'name'") from None
+    if categories and categories[0].id < 0:
+        raise UserError(f"{file}: category id {categories[0].id} is negative")
     for what in ("id", "name"):
         value, times = Counter(getattr(c, what) for c in categories).most_common(1)[0] if categories else (None, 0)
         if times > 1:
@@ -66,12 +73,16 @@ def _images(raw: dict[str, Any], file: Path) -> tuple[list[ImageRow], dict[int, 
     index_of: dict[int, int] = {}
     for n, entry in enumerate(raw["images"]):
         try:
-            size = int(entry.get("height") or 0), int(entry.get("width") or 0)
-            image = ImageRow(int(entry["id"]), str(entry["file_name"]), *size)
+            size = _whole(entry.get("height") or 0), _whole(entry.get("width") or 0)
+            image = ImageRow(_whole(entry["id"]), _text(entry["file_name"]), *size)
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{file}: images[{n}] needs a whole-number 'id' and a 'file_name'") from None
+            what = "needs a whole-number 'id' (to 2^53), a 'file_name', and if it has 'height' and 'width', whole numbers there"
+            raise UserError(f"{file}: images[{n}]{_id_of(entry)} {what}") from None
+        if min(size) < 0:
+            raise UserError(f"{file}: image id {image.id} has a negative height or width")
         if image.id in index_of:
             raise UserError(f"{file}: image id {image.id} occurs more than once")
+        check_file_name(image.file_name, f"{file}: image id {image.id}")
         index_of[image.id] = n
         images.append(image)
     if not images:
@@ -81,29 +92,77 @@ def _images(raw: dict[str, Any], file: Path) -> tuple[list[ImageRow], dict[int, 
 
 def _annotation(entry: Any, n: int, label_of: dict[int, int], image_of: dict[int, int], file: Path) -> AnnotationRow:
     try:
-        number, image_id, category_id = int(entry.get("id", n)), int(entry["image_id"]), int(entry["category_id"])
+        number, image_id, category_id = _whole(entry.get("id", n)), _whole(entry["image_id"]), _whole(entry["category_id"])
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{file}: annotations[{n}] needs whole-number 'image_id' and 'category_id'") from None
+        what = "needs whole numbers (to 2^53) as 'image_id' and 'category_id', and as 'id' if it has one"
+        raise UserError(f"{file}: annotations[{n}]{_id_of(entry)} {what}") from None
     where = f"{file}: annotation {number}"
     if category_id not in label_of:
         known = ", ".join(str(i) for i in list(label_of)[:10]) + (", ..." if len(label_of) > 10 else "")
         raise UserError(f"{where} has category_id {category_id}, which 'categories' does not list (it has {known})")
     if image_id not in image_of:
         raise UserError(f"{where} has image_id {image_id}, which 'images' does not list")
+    box = _box(entry.get("bbox"))
+    if box is None:
+        got = reprlib.repr(entry.get("bbox"))
+        raise UserError(f"{where} (image {image_id}): 'bbox' must be [x, y, width, height] in finite numbers, got {got}")
     try:
-        box = [float(value) for value in entry["bbox"]]
-        area = entry.get("area")
-        area = box[2] * box[3] if area is None else float(area)
-    except (KeyError, TypeError, ValueError, IndexError):
-        box, area = [], 0.0
-    if len(box) != 4 or not all(map(math.isfinite, [*box, area])):
-        raise UserError(f"{where} (image {image_id}): 'bbox' must be [x, y, width, height], got {entry.get('bbox')!r}")
-    return AnnotationRow(image_of[image_id], number, label_of[category_id], box, area, bool(entry.get("iscrowd") or 0))
+        area = box[2] * box[3] if entry.get("area") is None else float(entry["area"])
+        crowd = bool(_whole(entry.get("iscrowd") or 0))
+    except (TypeError, ValueError, OverflowError):
+        area, crowd = math.nan, False
+    if not math.isfinite(area):
+        raise UserError(f"{where} (image {image_id}): 'area' must be a finite number and 'iscrowd' 0 or 1, if given")
+    return AnnotationRow(image_of[image_id], number, label_of[category_id], box, area, crowd)
+
+
+def _box(value: Any) -> list[float] | None:
+    """`value` if it is four finite numbers whose corners and area are finite too."""
+    if not isinstance(value, list) or len(value) != 4 or not {type(number) for number in value} <= {int, float}:
+        return None
+    try:
+        x, y, width, height = map(float, value)
+    except OverflowError:
+        return None
+    finite = math.isfinite(x + width) and math.isfinite(y + height) and math.isfinite(width * height)
+    return [x, y, width, height] if finite else None
+
+
+def _whole(value: Any) -> int:
+    """A whole number, also one written as 7.0 or "7". Raises TypeError or ValueError."""
+    if isinstance(value, float) and not value.is_integer():  # nor are NaN and inf
+        raise ValueError
+    number = int(value)
+    if abs(number) > LARGEST:
+        raise ValueError
+    return number
+
+
+def _text(value: Any) -> str:
+    """A name; a number is taken as one. Raises ValueError."""
+    text = str(value) if isinstance(value, int | float) else value
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError
+    text.encode()  # half of a surrogate pair is a ValueError
+    return text
+
+
+def _id_of(entry: Any) -> str:
+    """` (id 7)` where an entry at fault says which it is."""
+    return f" (id {reprlib.repr(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
+
+
+def check_file_name(name: str, where: str) -> None:
+    """Raises `UserError` for an image file that lies outside the image folder: a data set names only its own files."""
+    path = PurePath(name)
+    if path.anchor or ".." in path.parts or not path.name or any(ord(letter) < 32 for letter in name):
+        raise UserError(f"{where} has the file name {reprlib.repr(name)}, which must be a path inside the image folder")
 
 
 def report_odd_boxes(annotations: Annotations) -> None:
     """Says which boxes training will clip or leave out."""
     boxes, ids = annotations.coco_boxes, annotations.annotation_ids
+    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
     size = np.repeat(annotations.sizes, np.diff(annotations.offsets), axis=0)[:, ::-1]  # width, height
     known = (size > 0).all(axis=1)
     flat = (boxes[:, 2:] <= 0).any(axis=1)
@@ -115,5 +174,7 @@ def report_odd_boxes(annotations: Annotations) -> None:
         (across, "reach more than a pixel over their image's border and are clipped"),
     ):
         if mask.any():
-            named = ", ".join(map(str, ids[mask][:SHOWN])) + (", ..." if mask.sum() > SHOWN else "")
-            say(f"note: {annotations.source}: {mask.sum()} of {len(boxes)} boxes {what} (annotation {named})")
+            rows = np.flatnonzero(mask)
+            named = [f"{ids[row]} in {annotations.file_names[int(image_of[row])]}" for row in rows[:SHOWN]]
+            named += ["..."] if len(rows) > SHOWN else []
+            say(f"note: {annotations.source}: {len(rows)} of {len(boxes)} boxes {what} (annotation {', '.join(named)})")

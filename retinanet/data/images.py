@@ -47,19 +47,23 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Grey values of more than 8 bits, scaled from the depth that they use: sensors put 10, 12 or 14 bits into 16."""
-    brightest = float(np.nanmax(values, initial=0))
+    brightest = float(np.max(values, initial=0, where=np.isfinite(values)))
     if values.dtype.kind == "f" and brightest <= 1:
         scale = 255.0
     else:
         depth = next((bits for bits in (8, 10, 12, 14, 16) if brightest < 2**bits), 32)
         scale = 255 / (2**depth - 1)
-    return (np.nan_to_num(values) * scale).clip(0, 255).round().astype(np.uint8)
+    return (np.nan_to_num(values, posinf=brightest, neginf=0) * scale).clip(0, 255).round().astype(np.uint8)
 
 
-def resized_size(size: tuple[int, int], short_edge: int, long_edge: int) -> tuple[int, int]:
-    """(height, width) after scaling the shorter side to `short_edge`, or less if the longer would exceed `long_edge`."""
+def resized_size(size: tuple[int, int], short_edge: int, long_edge: int, rounding: str = "nearest") -> tuple[int, int]:
+    """(height, width) after scaling the shorter side to `short_edge`, or less if the longer would exceed `long_edge`.
+
+    `rounding` "floor" cuts off fractions, as torchvision does; a side that is whole but for a float's last digit too.
+    """
     scale = min(short_edge / min(size), long_edge / max(size))
-    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+    half = 0.5 if rounding == "nearest" else 0.0
+    return max(1, int(size[0] * scale + half)), max(1, int(size[1] * scale + half))
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

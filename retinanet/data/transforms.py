@@ -2,26 +2,37 @@
 
 import inspect
 import os
+import random
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from retinanet.config import AugmentConfig, InputConfig
 from retinanet.data.images import resize, resized_size
 from retinanet.errors import UserError, did_you_mean
 from retinanet.structures import Target
 
+ABSTRACT = {"BasicTransform", "DualTransform", "ImageOnlyTransform", "Transform3D", "BaseCompose"}
+
 
 class Resize:
     """Scales the shorter side to `short_edge`, the longer to at most `long_edge`; boxes follow."""
 
-    def __init__(self, short_edge: int, long_edge: int) -> None:
-        self.short_edge, self.long_edge = short_edge, long_edge
+    def __init__(self, short_edge: int, long_edge: int, rounding: str = "nearest") -> None:
+        self.short_edge, self.long_edge, self.rounding = short_edge, long_edge, rounding
 
     def __call__(self, image: np.ndarray, target: Target, seed: Sequence[int]) -> tuple[np.ndarray, Target]:
-        return _resize_both(image, target, self.short_edge, self.long_edge)
+        old = (image.shape[0], image.shape[1])
+        new = resized_size(old, self.short_edge, self.long_edge, self.rounding)
+        new_side, old_side = (target.boxes.new_tensor([side[1], side[0]] * 2) for side in (new, old))
+        # In this order a box at the border stays at it: with new / old it could end up a rounding error outside.
+        boxes, ignore = target.boxes * new_side / old_side, target.ignore_boxes * new_side / old_side
+        solid, solid_ignore = _solid(boxes), _solid(ignore)
+        return resize(image, new), Target(boxes[solid], target.labels[solid], ignore[solid_ignore], target.image_id)
 
 
 class Augment:
@@ -38,31 +49,40 @@ class Augment:
         long_edge: int,
         *,
         min_visibility: float = 0.1,
+        rounding: str = "nearest",
     ) -> None:
-        self.short_edges, self.long_edge = list(short_edges), long_edge
+        self.resizes = [Resize(short_edge, long_edge, rounding) for short_edge in short_edges]
         self.pipeline = build_pipeline(transforms, min_visibility) if transforms else None
 
     def __call__(self, image: np.ndarray, target: Target, seed: Sequence[int]) -> tuple[np.ndarray, Target]:
         rng = np.random.default_rng(list(seed))
-        short_edge = self.short_edges[rng.integers(len(self.short_edges))]
+        resize_both = self.resizes[rng.integers(len(self.resizes))]
         if self.pipeline is not None:
-            self.pipeline.set_random_seed(int(rng.integers(2**31)))
+            # Not set_random_seed: it gives every transform the same numbers, and two flips would always come together.
+            self.pipeline.set_random_state(rng, random.Random(int(rng.integers(2**62))))
             image, target = _run_pipeline(self.pipeline, image, target)
-        return _resize_both(image, target, short_edge, self.long_edge)
+        return resize_both(image, target, seed)
 
 
 def _run_pipeline(pipeline: Any, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
     """Objects and ignore boxes move with the picture; what leaves it or loses its area is dropped."""
     boxes = torch.cat([target.boxes, target.ignore_boxes])
     moved = pipeline(image=image, bboxes=boxes.numpy(), index=np.arange(len(boxes)))
-    height, width = moved["image"].shape[:2]
-    corners = np.asarray(moved["bboxes"], dtype=np.float32).reshape(-1, 4).clip(0, [width, height, width, height])
+    picture = moved["image"]
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise UserError(
+            f"augment.transforms must leave a picture uint8 [height, width, 3], but made it {picture.dtype} "
+            f"{list(picture.shape)}; leave out Normalize, ToFloat and ToTensorV2: the model normalises"
+        )
+    height, width = picture.shape[:2]
+    border = np.array([width, height, width, height], dtype=np.float32)
+    corners = np.asarray(moved["bboxes"], dtype=np.float32).reshape(-1, 4).clip(0, border)
     solid = (corners[:, 2:] > corners[:, :2]).all(axis=1)
     boxes = torch.from_numpy(corners[solid])
     index = torch.from_numpy(np.asarray(moved["index"], dtype=np.int64)[solid])
     is_object = index < len(target.boxes)
     labels = target.labels[index[is_object]]
-    return moved["image"], Target(boxes[is_object], labels, boxes[~is_object], target.image_id)
+    return picture, Target(boxes[is_object], labels, boxes[~is_object], target.image_id)
 
 
 def build_augment(config: AugmentConfig, input: InputConfig) -> Augment:
@@ -71,6 +91,7 @@ def build_augment(config: AugmentConfig, input: InputConfig) -> Augment:
         config.short_edges or [input.short_edge],
         input.long_edge,
         min_visibility=config.min_visibility,
+        rounding=input.size_rounding,
     )
 
 
@@ -87,20 +108,22 @@ def build_pipeline(transforms: Sequence[dict[str, dict[str, Any]] | str], min_vi
     boxes = A.BboxParams(
         format="pascal_voc", label_fields=["index"], min_visibility=min_visibility, clip=True, filter_invalid_bboxes=True
     )
-    return A.Compose(steps, bbox_params=boxes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Got processor for bboxes")  # colours alone may change: then none moves
+        return A.Compose(steps, bbox_params=boxes)
 
 
 def _build_transform(entry: dict[str, dict[str, Any]] | str) -> Any:
     import albumentations as A
 
-    if isinstance(entry, dict) and len(entry) != 1:
-        raise UserError(f"augment.transforms: expected one 'Name: {{arguments}}' in an entry, got {entry!r}")
-    name, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
-    arguments = dict(arguments or {})
+    name, arguments = (entry, {}) if not isinstance(entry, dict) or len(entry) != 1 else next(iter(entry.items()))
+    arguments = {} if arguments is None else arguments
+    if not isinstance(name, str) or not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
+        raise UserError(f"augment.transforms: expected a name, or one 'Name: {{argument: value}}' in an entry, got {entry!r}")
     known = {
         key: value
         for key, value in vars(A).items()
-        if inspect.isclass(value) and issubclass(value, A.BasicTransform | A.BaseCompose) and not key.startswith("Base")
+        if inspect.isclass(value) and issubclass(value, A.BasicTransform | A.BaseCompose) and key not in ABSTRACT
     }
     if name not in known:
         raise UserError(f"augment.transforms: albumentations has no transform '{name}'.{did_you_mean(name, known)}")
@@ -109,20 +132,23 @@ def _build_transform(entry: dict[str, dict[str, Any]] | str) -> Any:
         if key not in accepted:
             near = did_you_mean(key, accepted) or f" It takes {', '.join(accepted)}."
             raise UserError(f"augment.transforms: {name} has no argument '{key}'.{near}")
-    if "transforms" in arguments:  # OneOf, SomeOf, Sequential ...
-        arguments["transforms"] = [_build_transform(inner) for inner in arguments["transforms"]]
+    if "transforms" in accepted:  # OneOf, SomeOf, Sequential ...
+        inner = arguments.get("transforms")
+        if not isinstance(inner, list) or not inner:
+            raise UserError(f"augment.transforms: {name} needs a list 'transforms', got {inner!r}")
+        arguments = {**arguments, "transforms": [_build_transform(entry) for entry in inner]}
     try:
         transform = known[name](**arguments)
-    except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
-        raise UserError(f"augment.transforms: {name}: {' '.join(str(error).split())}") from None
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error.__cause__, ValidationError):  # pydantic's, which albumentations passes on as one long text
+            reason = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.__cause__.errors())
+        raise UserError(f"augment.transforms: {name}: {reason}") from None
     if isinstance(transform, A.DualTransform) and A.core.type_definitions.Targets.BBOXES not in transform._targets:
         raise UserError(f"augment.transforms: {name} moves pixels but cannot move boxes with them")
     return transform
 
 
-def _resize_both(image: np.ndarray, target: Target, short_edge: int, long_edge: int) -> tuple[np.ndarray, Target]:
-    old = image.shape[:2]
-    new = resized_size((old[0], old[1]), short_edge, long_edge)
-    factor = target.boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
-    boxes, ignore = target.boxes * factor, target.ignore_boxes * factor
-    return resize(image, new), Target(boxes, target.labels, ignore, target.image_id)
+def _solid(boxes: torch.Tensor) -> torch.Tensor:
+    """[N] bool: boxes with an area; of one narrower than float32 resolves there, scaling can leave none."""
+    return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)

@@ -86,6 +86,8 @@ def metrics_table(metrics: dict[str, Any]) -> str:
         lines.append(f"{name:<{width}}  {numbers} {row['boxes']:>7} {threshold:>10}")
     if metrics["AP"] is None:
         lines.append("AP is - (COCO's -1): the data set has no boxes to find")
+    elif any(metrics[name] is None for name in NAMES) or any(row["AP"] is None for row in metrics["per_class"].values()):
+        lines.append("- (COCO's -1): the data set has no boxes of that size or class")
     return "\n".join(lines)
 
 

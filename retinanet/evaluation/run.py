@@ -53,7 +53,7 @@ def evaluate_model(
     category_ids = map_categories(postprocess.categories, annotations)
     loader = evaluation_loader(
         annotations,
-        Resize(input.short_edge, input.long_edge),
+        Resize(input.short_edge, input.long_edge, input.size_rounding),
         batch_size,
         workers,
         rank=rank(),
