@@ -33,7 +33,7 @@ demo-smoke:  ## the demo's road in a minute, without its result
 	$(MAKE) demo DEMO_RUN=runs/demo-smoke DEMO_OPTIONS="train.max_steps=12"
 
 test: setup  ## the fast tests
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" --numprocesses auto
 
 test-slow: setup  ## the slow ones
 	$(RUN) -m pytest -m slow

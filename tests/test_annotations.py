@@ -445,13 +445,13 @@ def load_or_refuse(content: Any, folder: Path) -> None:
     assert len(data.has_boxes()) == len(data) == len(data.select(np.arange(len(data))))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 @given(JSON | st.fixed_dictionaries({"images": JSON, "annotations": JSON, "categories": JSON}))
 def test_any_json_is_loaded_or_refused(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
     load_or_refuse(content, tmp_path_factory.getbasetemp())
 
 
-@settings(max_examples=400)
+@settings(max_examples=250, deadline=None)
 @given(st.fixed_dictionaries({part: altered(BASE[part]) for part in BASE}))
 def test_nearly_valid_json_is_loaded_or_refused(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -> None:
     load_or_refuse(content, tmp_path_factory.getbasetemp())
@@ -546,6 +546,7 @@ def test_packed_strings(strings: list[str]) -> None:
     assert unpacked(pickle.loads(pickle.dumps(packed))) == strings
 
 
+@settings(deadline=None)
 @given(st.lists(st.text()))
 def test_packed_strings_hold_any_text(strings: list[str]) -> None:
     assert unpacked(PackedStrings(strings)) == strings

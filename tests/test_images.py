@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from retinanet.data.images import UnreadableImageError, read_image, resize, resized_size, to_rgb
 from retinanet.errors import UserError
@@ -402,6 +403,7 @@ def test_unreadable_is_the_users_to_mend() -> None:
     assert issubclass(UnreadableImageError, UserError)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     file = tmp_path_factory.getbasetemp() / "damaged.jpg"
@@ -442,6 +444,13 @@ def test_resized_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert resized_size(size, 800, 1333) == expected
 
 
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (427, 640), (400, 1000), (617, 243), (77, 77), (50, 31), (30, 500)])
+def test_resized_size_rounded_down_is_torchvisions(size: tuple[int, int]) -> None:
+    resized, _ = GeneralizedRCNNTransform(80, 133, [0.0] * 3, [1.0] * 3).resize(torch.zeros(3, *size), None)
+    assert resized_size(size, 80, 133, "floor") == tuple(resized.shape[1:])
+
+
+@settings(deadline=None)
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(32, 2000), st.integers(32, 2000))
 def test_resized_size_reaches_a_limit_and_passes_none(height: int, width: int, short_edge: int, long_edge: int) -> None:
     new = resized_size((height, width), short_edge, long_edge)

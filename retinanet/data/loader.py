@@ -1,6 +1,7 @@
 """Which samples make which batch, reading them in worker processes, and putting them together."""
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
@@ -177,7 +178,7 @@ def train_loader(dataset: DetectionDataset, sampler: TrainSampler, workers: int,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_quiet_worker,
         prefetch_factor=4 if workers else None,
     )
 
@@ -189,7 +190,7 @@ def evaluation_loader(
     dataset = DetectionDataset(annotations, transform, stand_in=False)
     order = np.lexsort((annotations.sizes[:, 1], annotations.sizes[:, 0]))[rank::world_size]
     batches = [[(0, int(i)) for i in order[n : n + batch_size]] for n in range(0, len(order), batch_size)]
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=_one_thread)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=_quiet_worker)
 
 
 def choose_workers(asked: int | None, world_size: int) -> int:
@@ -201,8 +202,9 @@ def choose_workers(asked: int | None, world_size: int) -> int:
     return max(1, min(8, cores // local))
 
 
-def _one_thread(_: int) -> None:
-    """A worker keeps to one core: OpenCV's own threads would fight for the others."""
+def _quiet_worker(_: int) -> None:
+    """A worker keeps to one core, since OpenCV's threads would fight for the others, and leaves Ctrl-C to the main process."""
     import cv2
 
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
