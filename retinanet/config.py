@@ -69,6 +69,9 @@ class ModelConfig(Section):
     p7_relu: bool = Field(True, description="P7 is convolved from ReLU(P6), or from P6 itself (mmdet).")
     head_convs: int = Field(4, ge=0, description="3x3 convolutions in each subnet before its output.")
     head_norm: Literal["none", "group"] = Field("none", description="Normalisation after each of them.")
+    head_init: Literal["paper", "he"] = Field(
+        "paper", description="Starting weights in the subnets: N(0, 0.01), or He's, with which few steps teach the classes."
+    )
     prior: float = Field(0.01, gt=0, lt=1, description="Foreground probability at the start (paper section 4.1).")
     anchors: AnchorConfig = AnchorConfig()
 

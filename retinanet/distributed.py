@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from retinanet.precision import choose_device
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # longer than any validation of one rank while the others wait
 
 
@@ -35,7 +37,7 @@ def say(message: str) -> None:
 def process_group(device: str | None = None) -> Iterator[torch.device]:
     """Joins the ranks that torchrun started, if it did; yields this rank's device and leaves the group at the end."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = choose_device(device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", local_rank if chosen.index is None else chosen.index)
         torch.cuda.set_device(chosen)

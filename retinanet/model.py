@@ -37,6 +37,7 @@ class RetinaNet(nn.Module):
         p7_relu: bool = True,
         head_convs: int = 4,
         head_norm: str = "none",
+        head_init: str = "paper",
         prior: float = 0.01,
         anchors: AnchorGenerator | None = None,
         mean: Sequence[float] = (123.675, 116.28, 103.53),
@@ -49,7 +50,8 @@ class RetinaNet(nn.Module):
             backbone, norm=norm, norm_eps=norm_eps, stride_in_1x1=stride_in_1x1, freeze_stages=freeze_stages
         )
         self.fpn = FPN(self.backbone.out_channels, fpn_channels, p6_from=p6_from, p7_relu=p7_relu)
-        num_anchors, form = self.anchor_generator.num_anchors, {"num_convs": head_convs, "norm": head_norm}
+        num_anchors = self.anchor_generator.num_anchors
+        form = {"num_convs": head_convs, "norm": head_norm, "init": head_init}
         self.cls_subnet = Subnet(fpn_channels, num_anchors, num_classes, final_bias=prior_bias(prior), **form)  # type: ignore[arg-type]
         self.box_subnet = Subnet(fpn_channels, num_anchors, 4, **form)  # type: ignore[arg-type]
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
@@ -99,6 +101,7 @@ def build_model(config: ModelConfig, input: InputConfig, *, trained_backbone: bo
         p7_relu=config.p7_relu,
         head_convs=config.head_convs,
         head_norm=config.head_norm,
+        head_init=config.head_init,
         prior=config.prior,
         anchors=AnchorGenerator(
             anchors.sizes,

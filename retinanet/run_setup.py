@@ -85,6 +85,8 @@ def wrap_model(model: RetinaNet, config: Config, device: torch.device) -> Any:
     wrapped: nn.Module = torch.compile(model) if config.train.compile else model  # type: ignore[assignment]
     if world_size() == 1:
         return wrapped
+    if config.model.norm == "sync" and device.type == "cpu":
+        raise UserError("model.norm sync works between GPUs only: with several processes on a CPU use frozen or group")
     from torch.nn.parallel import DistributedDataParallel
 
     return DistributedDataParallel(wrapped, device_ids=[device.index] if device.type == "cuda" else None)

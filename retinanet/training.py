@@ -220,7 +220,8 @@ class Trainer:
         self.telemetry.resume_clock()
 
     def _report(self, metrics: dict[str, Any], losses: dict[str, float]) -> None:
-        write_json(self.folder / "metrics.json", {**metrics, "step": self.step, **losses})
+        finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON has no NaN
+        write_json(self.folder / "metrics.json", {**metrics, "step": self.step, **finite})
         ap, ap50 = (100 * (metrics[name] or 0.0) for name in ("AP", "AP50"))
         loss = " + ".join(f"{value:.3f}" for value in losses.values())
         self.telemetry.say(f"step {self.step}: validation AP {ap:.1f}  AP50 {ap50:.1f}  loss {loss} (class + box)")

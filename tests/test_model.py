@@ -192,6 +192,17 @@ def test_prior() -> None:
     assert probability.max() < 0.02
 
 
+def test_he_initialised_heads_keep_the_size_of_the_signal() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(1, 256, 32, 32)
+    size = features.square().mean()  # 1
+    after = {init: Subnet(256, 9, 4, init=init).convs(features).square().mean() / size for init in ("paper", "he")}
+    # N(0, 0.01), 2304 inputs: 2304 x 1e-4 at the first convolution, half of it behind each ReLU: 0.115^4 = 1.8e-4
+    assert after["paper"].item() == pytest.approx(1.8e-4, rel=0.3)  # the border sees fewer inputs
+    assert after["he"].item() == pytest.approx(1.0, rel=0.3)  # 2 / 2304 is the variance that undoes the halving
+    assert Subnet(256, 9, 4, init="he").final.weight.std().item() == pytest.approx(0.01, rel=0.05)  # the prior holds
+
+
 def test_initial_weights_of_head_and_pyramid() -> None:
     subnet = Subnet(64, 9, 4)
     for layer in subnet.modules():
