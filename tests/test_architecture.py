@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "config", "structures", "boxes", "distributed", "precision"},
     {"anchors", "matcher", "losses", "backbone", "fpn", "head", "optimizer"},
     {"model", "criterion", "postprocess", "data"},
-    {"checkpoint", "weights", "inference", "visualize", "results"},
+    {"checkpoint", "inference", "visualize", "results"},
     {"evaluation", "predictor"},
     {"run_setup", "run_state", "telemetry"},
     {"training"},
