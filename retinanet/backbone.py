@@ -36,6 +36,9 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift.to(x.dtype).view(1, -1, 1, 1), x, scale.to(x.dtype).view(1, -1, 1, 1))
 
 
+IMAGENET = {"imagenet": "IMAGENET1K_V1", "imagenet_v2": "IMAGENET1K_V2"}  # by torchvision's names
+
+
 class ResNetBackbone(nn.Module):
     """`name` is a torchvision ResNet or ResNeXt; parameters keep torchvision's names (`conv1.weight`, `layer1.0...`).
 
@@ -90,10 +93,7 @@ def load_backbone_weights(backbone: ResNetBackbone, name: str, source: str) -> N
 
     Raises `UserError` when it cannot be had or does not fit.
     """
-    if source in ("imagenet", "imagenet_v2"):
-        state = _download(name, "IMAGENET1K_V1" if source == "imagenet" else "IMAGENET1K_V2")
-    else:
-        state = _read_state_dict(Path(source))
+    state = _download(name, IMAGENET[source]) if source in IMAGENET else _read_state_dict(Path(source))
     wanted = backbone.state_dict()
     if any("running_mean" in key for key in state) and not any("running_mean" in key for key in wanted):
         raise UserError(f"model.backbone_weights {source} has BatchNorm; model.norm group has none: use norm frozen or batch")

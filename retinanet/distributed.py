@@ -1,10 +1,10 @@
 """What differs between one process and many (torchrun), in one place. With one process every function is a no-op."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retinanet.precision import choose_device
 
+Result = TypeVar("Result")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # longer than any validation of one rank while the others wait
 
 
@@ -74,3 +75,10 @@ def share_from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def main_first(action: Callable[[], Result]) -> Result:
+    """`action` on rank 0, then on the others, which find what it left on the disk. All ranks must call this."""
+    result = action() if is_main() else None
+    share_from_main(None)
+    return action() if result is None else result

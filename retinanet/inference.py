@@ -1,12 +1,11 @@
 """Batches to detections: the one road that validation, evaluation and prediction share."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 
 from retinanet.criterion import LossSums, RetinaNetLoss
-from retinanet.postprocess import Postprocessor
 from retinanet.precision import autocast
 from retinanet.structures import Batch, Detections
 
@@ -14,7 +13,7 @@ from retinanet.structures import Batch, Detections
 def detect_batches(
     model: nn.Module,
     batches: Iterable[Batch],
-    postprocess: Postprocessor,
+    postprocess: Callable[..., list[Detections]],  # (model's output, image_sizes, original_sizes)
     *,
     device: torch.device,
     precision: str = "fp32",

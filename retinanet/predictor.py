@@ -9,16 +9,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from retinanet.checkpoint import Checkpoint, load_checkpoint
+from retinanet.checkpoint import Checkpoint
 from retinanet.config import InputConfig, PostprocessConfig
 from retinanet.data.images import read_image, resize, resized_size, to_rgb
 from retinanet.data.loader import Sample, collate
 from retinanet.errors import UserError
 from retinanet.inference import detect_batches
 from retinanet.model import RetinaNet
+from retinanet.onnx.runtime import OnnxModel, load_onnx
 from retinanet.postprocess import build_postprocessor
 from retinanet.precision import choose_device, choose_precision
 from retinanet.structures import Category, Detections, Target
+from retinanet.weights.zoo import load_weights
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 DEFAULT_SCORE = 0.5
@@ -32,7 +34,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: RetinaNet,
+        model: RetinaNet | OnnxModel,
         categories: Sequence[Category],
         *,
         input: InputConfig | None = None,
@@ -59,7 +61,10 @@ class Predictor:
             limits = [score_threshold] * len(self.categories)
             postprocess = postprocess.model_copy(update={"score_threshold": min(postprocess.score_threshold, score_threshold)})
         self.thresholds = torch.tensor(limits)  # [K]
-        self._postprocess = build_postprocessor(postprocess, self.categories)
+        if isinstance(model, OnnxModel):
+            self._largest, self._postprocess = model.input_size, model.postprocessor(postprocess, self.categories)
+        else:
+            self._largest, self._postprocess = None, build_postprocessor(postprocess, self.categories)
 
     @classmethod
     def load(
@@ -70,10 +75,11 @@ class Predictor:
         score_threshold: float | None = None,
         precision: str = "auto",
     ) -> "Predictor":
-        """From a checkpoint's path. Raises `UserError` when it cannot be read."""
-        return cls.from_checkpoint(
-            load_checkpoint(weights), device=device, score_threshold=score_threshold, precision=precision
-        )
+        """From the path of a checkpoint or of an ONNX file (.onnx), or a name of the zoo. Raises `UserError` when it cannot
+        be had."""
+        if Path(weights).suffix.lower() == ".onnx":
+            return cls.from_onnx(load_onnx(weights, device), score_threshold=score_threshold, precision=precision)
+        return cls.from_checkpoint(load_weights(weights), device=device, score_threshold=score_threshold, precision=precision)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, **options: Any) -> "Predictor":
@@ -84,6 +90,22 @@ class Predictor:
             postprocess=checkpoint.config.postprocess,
             thresholds=checkpoint.thresholds,
             **options,
+        )
+
+    @classmethod
+    def from_onnx(cls, model: OnnxModel, *, score_threshold: float | None = None, precision: str = "auto") -> "Predictor":
+        if precision not in ("auto", "fp32"):
+            raise UserError(f"an ONNX file computes in fp32, not in {precision}")
+        header = model.header
+        return cls(
+            model,
+            header.categories,
+            input=header.input,
+            postprocess=header.postprocess,
+            thresholds=header.thresholds,
+            score_threshold=score_threshold,
+            device=model.device,
+            precision="fp32",
         )
 
     @overload
@@ -113,7 +135,7 @@ class Predictor:
     def _sample(self, image: np.ndarray) -> Sample:
         size = (image.shape[0], image.shape[1])
         edges = self.input.short_edge, self.input.long_edge, self.input.size_rounding
-        small = resize(image, resized_size(size, *edges))
+        small = resize(image, resized_size(size, *edges, largest=self._largest))
         nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
         return Sample(small, nothing, size, "", [])
 

@@ -7,14 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retinanet.checkpoint import Checkpoint, load_checkpoint
+from retinanet.backbone import IMAGENET
+from retinanet.checkpoint import Checkpoint
 from retinanet.config import Config
 from retinanet.data.annotations import Annotations
 from retinanet.data.formats import load_dataset
-from retinanet.distributed import say, world_size
+from retinanet.distributed import main_first, world_size
 from retinanet.errors import UserError
 from retinanet.model import RetinaNet, build_model
 from retinanet.structures import Category
+from retinanet.surgery import follow_normalisation, transplant
+from retinanet.weights.zoo import load_weights
 
 VALIDATIONS = 20  # at most so many in a run, unless the config asks for more
 
@@ -53,22 +56,21 @@ def run_length(config: Config, num_images: int) -> tuple[int, int]:
 
 
 def initial_model(config: Config, checkpoint: Checkpoint | None, categories: tuple[Category, ...]) -> RetinaNet:
-    """Weights from, in this order: the run's own checkpoint, `train.init_from`, the backbone's, chance."""
+    """Weights from, in this order: the run's own checkpoint, `train.init_from`, the backbone's, chance.
+
+    Mean and standard deviation are taken from the first two, and `config.input` with them.
+    """
     init_from = config.train.init_from
-    fresh = checkpoint is None and init_from is None
-    model = build_model(config.model, config.input, trained_backbone=fresh)
+    if init_from in IMAGENET:
+        config.model.backbone_weights, init_from = init_from, None
+    model = build_model(config.model, config.input, trained_backbone=checkpoint is None and init_from is None)
     if checkpoint is not None:
         if checkpoint.categories != categories:
             raise UserError("the classes of the data are not those of the run to resume; name another output_dir=...")
         _load_strictly(model, checkpoint.model)
     elif init_from is not None:
-        other = load_checkpoint(init_from)
-        state = other.ema or other.model
-        if [c.name for c in other.categories] != [c.name for c in categories]:
-            say(f"{init_from} has other classes: the classifier's last layer starts anew")
-            fresh_keys = [key for key in state if key.startswith("cls_subnet.final.")]
-            state = {**state, **{key: model.state_dict()[key] for key in fresh_keys}}
-        _load_strictly(model, state)
+        transplant(model, config, categories, main_first(lambda: load_weights(init_from)), init_from)
+    follow_normalisation(config, model)
     return model
 
 

@@ -5,6 +5,7 @@ A anchors in a cell, R anchors of all levels, K foreground classes.
 Boxes are xyxy, float32, in pixels of the image at hand. Image sizes are (height, width). Labels are 0..K-1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ class Category(NamedTuple):
 
     id: int
     name: str
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first eight, for a message."""
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 @dataclass

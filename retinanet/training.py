@@ -26,7 +26,7 @@ from retinanet.precision import autocast, choose_precision
 from retinanet.results import write_json
 from retinanet.run_setup import initial_model, load_data, run_length, wrap_model
 from retinanet.run_state import find_checkpoint, output_dir, random_state, seed_everything, set_random_state
-from retinanet.structures import Batch
+from retinanet.structures import Batch, shortened
 from retinanet.telemetry import Telemetry
 from retinanet.visualize import draw_detections, draw_target, side_by_side
 
@@ -379,7 +379,3 @@ class _Interrupt:
             raise KeyboardInterrupt
         self.asked = True
         say("\nstopping after this step (once more to stop at once) ...")
-
-
-def shortened(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

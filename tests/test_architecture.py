@@ -17,8 +17,8 @@ FLOORS = [
     {"errors", "config", "structures", "boxes", "distributed", "precision"},
     {"anchors", "matcher", "losses", "backbone", "fpn", "head", "optimizer"},
     {"model", "criterion", "postprocess", "data"},
-    {"checkpoint", "inference", "visualize", "results"},
-    {"evaluation", "predictor"},
+    {"checkpoint", "weights", "onnx", "inference", "visualize", "results"},
+    {"evaluation", "predictor", "adapters", "surgery"},
     {"run_setup", "run_state", "telemetry"},
     {"training"},
 ]  # a package, such as data, is on one floor with all of its modules
@@ -125,7 +125,7 @@ def test_packages_are_installed_as_they_are_on_disk() -> None:
 def test_the_public_names() -> None:
     names = ["Detections", "Predictor", "RetinaNet", "load_config"]
     assert sorted(dir(retinanet)) == sorted(retinanet.__all__) == names
-    for name, home in zip(names, ("structures", "predictor", "model", "config"), strict=True):
+    for name, home in zip(names, ("structures", "predictor", "model", "config.load"), strict=True):
         assert getattr(retinanet, name).__module__ == f"retinanet.{home}"
     with pytest.raises(AttributeError, match="module 'retinanet' has no attribute 'Retinanet'"):
         _ = retinanet.Retinanet

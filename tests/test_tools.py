@@ -116,7 +116,7 @@ def test_help_shows_examples_and_imports_no_torch(tool: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("tool", "arguments"),
-    [("train", []), ("predict", []), ("predict", ["a.jpg"]), ("evaluate", ["--wieghts", "a.pt"])],
+    [("train", []), ("predict", []), ("predict", ["a.jpg", "--wieghts", "a.pt"]), ("evaluate", ["--wieghts", "a.pt"])],
 )
 def test_wrong_usage_shows_the_usage(run: Run, tool: str, arguments: list[str]) -> None:
     outcome = run(tool, *arguments)

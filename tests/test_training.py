@@ -306,7 +306,7 @@ def test_init_from_another_label_set_keeps_everything_but_the_last_layer(
     annotations.write_text(annotations.read_text().replace('"green"', '"blue"'))
     config = _config(data, tmp_path / "second", init_from=str(tmp_path / "first" / "best.pt"))
     trainer = Trainer(config, None, torch.device("cpu"))
-    assert "classifier's last layer starts anew" in capsys.readouterr().out
+    assert "kept                 1  red\n" in capsys.readouterr().out
     for key, value in trainer.model.state_dict().items():
         assert torch.equal(value, first[key]) != key.startswith("cls_subnet.final."), key
 

@@ -2,6 +2,7 @@
 
 examples:
   python tools/evaluate.py --weights runs/demo/best.pt
+  python tools/evaluate.py configs/retinanet_r50_1x.yaml --weights retinanet_resnet50_fpn     of the zoo, on COCO
   python tools/evaluate.py configs/demo.yaml --weights runs/demo/best.pt evaluation.split=test
   python tools/evaluate.py --detections results.json --annotations truth.json     results of any detector
 """
@@ -17,10 +18,10 @@ from retinanet.errors import UserError, command_line
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="CONFIG key.sub=value", help="a YAML file and settings, all optional")
-    parser.add_argument("--weights", help="a checkpoint")
+    parser.add_argument("--weights", help="a checkpoint, or a name of the zoo")
     parser.add_argument("--detections", type=Path, help="COCO results file, instead of weights")
     parser.add_argument("--annotations", type=Path, help="COCO ground truth of --detections")
-    parser.add_argument("--out", type=Path, help="folder of metrics.json and detections.json; default: beside the weights")
+    parser.add_argument("--out", type=Path, help="default: evaluation/ beside the checkpoint, or in runs/<name in the zoo>/")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
     args = parser.parse_intermixed_args()
     configs = [text for text in args.settings if "=" not in text]
@@ -56,29 +57,30 @@ def evaluate_results(detections: Path, annotations: Path, out: Path | None) -> i
 def evaluate_weights(weights: str, config_file: str | None, overrides: list[str], out: Path | None, device: str | None) -> int:
     import torch
 
-    from retinanet.checkpoint import load_checkpoint
     from retinanet.config import config_for_inference, load_config
     from retinanet.data.formats import load_dataset
     from retinanet.data.loader import choose_workers
-    from retinanet.distributed import is_main, process_group, say, world_size
+    from retinanet.distributed import is_main, main_first, process_group, say, world_size
     from retinanet.evaluation.run import evaluate_model
     from retinanet.postprocess import build_postprocessor
-    from retinanet.precision import choose_device, choose_precision
+    from retinanet.precision import choose_precision
     from retinanet.results import write_json
+    from retinanet.weights.zoo import ZOO, load_weights
 
-    choose_device(device)  # a device that is not there is found before anything is read
-    checkpoint = load_checkpoint(weights)
-    config, notes = config_for_inference(checkpoint.config, load_config(config_file) if config_file else None, overrides)
-    if (config.input.mean, config.input.std) != (checkpoint.config.input.mean, checkpoint.config.input.std):
-        raise UserError("input.mean and input.std are part of the weights and cannot be changed here")
-    split = getattr(config.data, config.evaluation.split)
-    if split is None:
-        raise UserError(f"data.{config.evaluation.split} is not set: name a CONFIG, or data.{config.evaluation.split}.path=...")
-    run = Path(weights).parent
-    folder = out or run / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)  # one that cannot be written is found before the work, not after it
-    checkpoint.config = config
-    with process_group(device) as chosen:
+    with process_group(device) as chosen:  # a device that is not there is found before anything is read
+        checkpoint = main_first(lambda: load_weights(weights))
+        given = load_config(config_file) if config_file else None
+        config, notes = config_for_inference(checkpoint.config, given, overrides)
+        if (config.input.mean, config.input.std) != (checkpoint.config.input.mean, checkpoint.config.input.std):
+            raise UserError("input.mean and input.std are part of the weights and cannot be changed here")
+        name = config.evaluation.split
+        split = getattr(config.data, name)
+        if split is None:
+            raise UserError(f"data.{name} is not set: name a CONFIG, or data.{name}.path=...")
+        run = Path("runs", weights) if weights in ZOO else Path(weights).parent
+        folder = out or run / "evaluation"
+        folder.mkdir(parents=True, exist_ok=True)  # one that cannot be written is found before the work, not after it
+        checkpoint.config = config
         for note in notes:
             say(note)
         annotations = load_dataset(split)

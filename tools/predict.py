@@ -1,6 +1,7 @@
 """Find objects in pictures: draws them and writes detections.json.
 
 examples:
+  python tools/predict.py street.jpg                                    with a trained detector from the zoo
   python tools/predict.py street.jpg --weights runs/demo/best.pt
   python tools/predict.py photos/ 'more/*.png' --weights runs/demo/best.pt --score 0.3 --out found
 """
@@ -28,8 +29,8 @@ SHEET_NAME = "sheet.jpg"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder of images, or a glob")
-    parser.add_argument("--weights", required=True, help="a checkpoint")
-    parser.add_argument("--out", type=Path, help="folder of the results; default: predictions/ beside the weights")
+    parser.add_argument("--weights", help="a checkpoint, or a name of the zoo; default: the zoo's, for COCO's 80 classes")
+    parser.add_argument("--out", type=Path, help="default: predictions/ beside the checkpoint, or in runs/<name in the zoo>/")
     parser.add_argument("--score", type=float, help="least score shown; default: the best found for each class, else 0.5")
     parser.add_argument("--sheet", action="store_true", help="also sheet.jpg: some of the pictures on one page")
     parser.add_argument("--batch-size", type=int, default=8, help="images in a forward (default: 8)")
@@ -40,10 +41,14 @@ def main() -> int:
     from tqdm import tqdm
 
     from retinanet.predictor import Predictor
+    from retinanet.weights.zoo import DEFAULT, ZOO
 
     files = find_images(args.inputs)
-    predictor = Predictor.load(args.weights, device=args.device, score_threshold=args.score)
-    out = args.out or Path(args.weights).parent / "predictions"
+    weights = args.weights or DEFAULT
+    if args.weights is None:
+        print(f"no --weights given: {DEFAULT} of the zoo, AP {ZOO[DEFAULT].ap} on COCO as {ZOO[DEFAULT].source} says")
+    predictor = Predictor.load(weights, device=args.device, score_threshold=args.score)
+    out = args.out or (Path("runs", weights) if weights in ZOO else Path(weights).parent) / "predictions"
     out.mkdir(parents=True, exist_ok=True)
     reader = Reader(files)
     results, shown = [], list[np.ndarray]()

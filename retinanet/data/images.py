@@ -56,12 +56,17 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return (np.nan_to_num(values, posinf=brightest, neginf=0) * scale).clip(0, 255).round().astype(np.uint8)
 
 
-def resized_size(size: tuple[int, int], short_edge: int, long_edge: int, rounding: str = "nearest") -> tuple[int, int]:
-    """(height, width) after scaling the shorter side to `short_edge`, or less if the longer would exceed `long_edge`.
+def resized_size(
+    size: tuple[int, int], short_edge: int, long_edge: int, rounding: str = "nearest", *, largest: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """(height, width) after scaling the shorter side to `short_edge`, or less if the longer would exceed `long_edge`, or
+    the whole `largest`, a (height, width).
 
     `rounding` "floor" cuts off fractions, as torchvision does; a side that is whole but for a float's last digit too.
     """
     scale = min(short_edge / min(size), long_edge / max(size))
+    if largest is not None:
+        scale = min(scale, largest[0] / size[0], largest[1] / size[1])
     half = 0.5 if rounding == "nearest" else 0.0
     return max(1, int(size[0] * scale + half)), max(1, int(size[1] * scale + half))
 

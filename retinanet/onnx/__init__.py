@@ -1,0 +1,1 @@
+"""Detectors as ONNX files: written, compared with their checkpoints, and run."""

@@ -1,0 +1,1 @@
+"""Other projects' RetinaNets: their files to our checkpoints, and back."""
