@@ -47,7 +47,7 @@ format: setup  ## put the code in the project's format
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-train: setup  ## make train CONFIG=configs/custom.yaml
+train: setup  ## make train CONFIG=configs/finetune.yaml OPTIONS="data.train.path=..."
 	$(RUN) tools/train.py $(CONFIG) $(OPTIONS)
 
 evaluate: setup  ## make evaluate WEIGHTS=runs/demo/best.pt

@@ -28,7 +28,7 @@ from retinanet.data.formats import load_dataset
 from retinanet.data.loader import DetectionDataset, TrainSampler, choose_workers, evaluation_loader, train_loader
 from retinanet.data.transforms import Resize, build_augment
 from retinanet.evaluation.coco import evaluate_rows, metrics_table
-from retinanet.optimizer import build_optimizer, build_schedule
+from retinanet.optimizer import EMA, build_optimizer, build_schedule
 from retinanet.precision import autocast, choose_precision
 from retinanet.results import to_rows
 from retinanet.run_setup import load_data, run_length
@@ -71,7 +71,10 @@ def peer_images(batch: Batch) -> list[Tensor]:
     return [image[:, :h, :w].float() / 255 for image, (h, w) in zip(batch.images, batch.image_sizes.tolist())]
 
 
-def train_peer(peer: RetinaNet, config: Config, annotations: Annotations, steps: int, precision: str) -> None:
+def train_peer(
+    peer: RetinaNet, config: Config, annotations: Annotations, steps: int, precision: str, average: EMA | None = None
+) -> None:
+    """With `average` the weights are averaged too, as `train.ema_decay` does for ours."""
     sampler = TrainSampler(
         len(annotations),
         config.train.batch_size,
@@ -95,6 +98,8 @@ def train_peer(peer: RetinaNet, config: Config, annotations: Annotations, steps:
         torch.nn.utils.clip_grad_norm_(peer.parameters(), config.train.clip_grad_norm or float("inf"))
         optimizer.step()
         schedule.step()
+        if average is not None:
+            average.update(peer, schedule.last_epoch)
 
 
 @torch.inference_mode()

@@ -5,14 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from retinanet.config import AnchorConfig
+
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7
+P2_STRIDES = (4, *STRIDES)  # with a level more for tiny objects, which costs three times the cells of all others
 
 
 class AnchorGenerator(nn.Module):
     """Anchors of a grid of cells: `len(ratios) * len(scales)` in each, ratio-major (r0s0 r0s1 .. r1s0 ..).
 
     `sizes` are sides in pixels by level, `ratios` height / width at equal area, `offset` the centre within a cell
-    as a share of its stride. Strides are fixed, so that anchors do not depend on the size of the padded image.
+    as a share of its stride. Without `strides` six sizes are those of P2..P7, others of P3..P7. Strides are fixed, so
+    that anchors do not depend on the size of the padded image.
 
     `integer` and `strides_by_grid` are for weights trained with torchvision, whose anchors have whole-pixel sides and
     corners, and strides of padded size // grid, which drift off the cells where that does not divide.
@@ -24,12 +28,14 @@ class AnchorGenerator(nn.Module):
         scales: Sequence[float] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         *,
-        strides: Sequence[int] = STRIDES,
+        strides: Sequence[int] | None = None,
         offset: float = 0.5,
         integer: bool = False,
         strides_by_grid: bool = False,
     ) -> None:
         super().__init__()
+        if strides is None:
+            strides = P2_STRIDES if len(sizes) == len(P2_STRIDES) else STRIDES
         if len(sizes) != len(strides):
             raise ValueError(f"{len(sizes)} anchor sizes for {len(strides)} levels")
         self.strides, self.offset, self.strides_by_grid = tuple(strides), offset, strides_by_grid
@@ -59,6 +65,17 @@ class AnchorGenerator(nn.Module):
         y, x = torch.meshgrid(y, x, indexing="ij")
         centres = torch.stack([x, y, x, y], dim=-1)  # [height, width, 4]
         return (centres[:, :, None] + cell).reshape(-1, 4)
+
+
+def build_anchors(config: AnchorConfig) -> AnchorGenerator:
+    return AnchorGenerator(
+        config.sizes,
+        config.scales,
+        config.ratios,
+        offset=config.offset,
+        integer=config.integer,
+        strides_by_grid=config.strides == "grid",
+    )
 
 
 def cell_anchors(size: float, scales: Sequence[float], ratios: Sequence[float], *, integer: bool = False) -> Tensor:

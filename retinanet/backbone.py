@@ -1,4 +1,4 @@
-"""torchvision's ResNets without their classifier: images to C3, C4, C5 (strides 8, 16, 32)."""
+"""torchvision's ResNets without their classifier: images to C3, C4, C5 (strides 8, 16, 32), or from C2 on."""
 
 from collections.abc import Callable
 from functools import partial
@@ -44,6 +44,7 @@ class ResNetBackbone(nn.Module):
 
     `stride_in_1x1` downsamples in a bottleneck's first convolution, as Caffe did and detectron2's weights need.
     `norm`: frozen (BatchNorm whose statistics and affine part are constants), batch, sync or group.
+    `with_c2` puts C2 (stride 4) out too, which a pyramid with P2 is made from.
     `freeze_stages` counts frozen stages from the input on (1: stem, 2: and layer1, ... 5: all); their norms are held too.
     Weights are random here; `load_backbone_weights` fills them in.
     """
@@ -56,6 +57,7 @@ class ResNetBackbone(nn.Module):
         norm_eps: float = 1e-5,
         stride_in_1x1: bool = False,
         freeze_stages: int = 0,
+        with_c2: bool = False,
     ) -> None:
         super().__init__()
         torchvision = import_torchvision()  # 1.4 s: imported where it is used
@@ -64,18 +66,19 @@ class ResNetBackbone(nn.Module):
             _move_strides(body)
         self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
-        self.freeze_stages = freeze_stages
-        self.out_channels = [_width(layer) for layer in (self.layer2, self.layer3, self.layer4)]  # of C3, C4, C5
+        self.freeze_stages, self.with_c2 = freeze_stages, with_c2
+        layers = [self.layer1, self.layer2, self.layer3, self.layer4][0 if with_c2 else 1 :]
+        self.out_channels = [_width(layer) for layer in layers]  # of (C2,) C3, C4, C5
         for module in self._frozen_modules():
             module.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> C3 [B, c3, H/8, W/8], C4 [B, c4, H/16, W/16], C5 [B, c5, H/32, W/32]."""
+        """[B, 3, H, W] -> C3 [B, c3, H/8, W/8], C4 [B, c4, H/16, W/16], C5 [B, c5, H/32, W/32]; C2 first if asked."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         c2 = self.layer1(x)
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
-        return [c3, c4, self.layer4(c4)]
+        return [c2, c3, c4, self.layer4(c4)] if self.with_c2 else [c3, c4, self.layer4(c4)]
 
     def train(self, mode: bool = True) -> "ResNetBackbone":
         super().train(mode)
@@ -107,6 +110,14 @@ def load_backbone_weights(backbone: ResNetBackbone, name: str, source: str) -> N
     backbone.load_state_dict(found, strict=False)
 
 
+def is_backbone_file(source: str) -> bool:
+    """Whether `source` is the file of a state dict that `load_backbone_weights` would read."""
+    try:
+        return "layer1.0.conv1.weight" in _read_state_dict(Path(source))
+    except UserError:
+        return False
+
+
 def _download(name: str, version: str) -> dict[str, Tensor]:
     import torchvision
 
@@ -132,9 +143,16 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"model.backbone_weights {path} does not exist") from None
+        raise UserError(
+            f"model.backbone_weights {path} does not exist (a detector of the zoo goes into train.init_from)"
+        ) from None
     except Exception as error:  # of any kind: bytes that mean something else fail anywhere in the unpickler
         raise UserError(f"model.backbone_weights {path} is not a torch state dict ({type(error).__name__})") from None
+    if isinstance(state, dict) and "categories" in state:  # a checkpoint of ours
+        raise UserError(
+            f"model.backbone_weights {path} is a whole detector: set train.init_from={path}, and for its backbone alone "
+            "train.init_part=backbone"
+        )
     plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not plain:
         raise UserError(f"model.backbone_weights {path} is not a plain state dict of tensors (torchvision's format)")

@@ -3,7 +3,7 @@
 import os
 import pickle
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,22 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def save_thresholds(path: Path, thresholds: dict[str, float]) -> list[str]:
+    """Keeps these scores of its classes in the checkpoint `path`, in which nothing else changes; returns whose they are."""
+    checkpoint = load_checkpoint(path)
+    own = {category.name: thresholds[category.name] for category in checkpoint.categories if category.name in thresholds}
+    save_checkpoint(path, replace(checkpoint, thresholds={**checkpoint.thresholds, **own}))
+    return list(own)
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU; executes nothing. Raises `UserError` in one line when it is none or is damaged."""
     path = Path(path)
     content = _read(path)
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise UserError(f"weights {path} are not a checkpoint of this project")
+        raise UserError(
+            f"weights {path} are not a checkpoint of this project; tools/convert_weights.py makes one of another project's"
+        )
     if content["format"] > FORMAT:
         raise UserError(f"weights {path} were written by a newer version of this project (format {content['format']})")
     if not {"config", "categories", "model", "ema", "thresholds", "training"} <= set(content):

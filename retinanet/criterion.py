@@ -8,8 +8,8 @@ from torch import Tensor
 
 from retinanet.boxes import decode_boxes, encode_boxes
 from retinanet.config import LossConfig
-from retinanet.losses import giou_loss, l1_loss, sigmoid_focal_loss, smooth_l1_loss
-from retinanet.matcher import BACKGROUND, IGNORE, Matcher
+from retinanet.losses import focal_loss_sum, giou_loss, l1_loss, smooth_l1_loss
+from retinanet.matcher import Matcher
 from retinanet.structures import Predictions, Target
 
 
@@ -50,23 +50,18 @@ class RetinaNetLoss:
 
     def sums(self, predictions: Predictions, targets: Sequence[Target]) -> LossSums:
         """The sums over the batch and the count they are to be divided by."""
-        with torch.autocast(predictions.cls_logits.device.type, enabled=False):
-            each = [
-                self._image(logits, deltas, predictions.anchors, target)
-                for logits, deltas, target in zip(predictions.cls_logits, predictions.box_deltas, targets, strict=True)
-            ]
-        return LossSums(*(torch.stack(parts).sum() for parts in zip(*each, strict=True)))
-
-    def _image(self, logits: Tensor, deltas: Tensor, anchors: Tensor, target: Target) -> LossSums:
-        matches = self.matcher(anchors, target.boxes, target.ignore_boxes)  # [R]
-        foreground = (matches > BACKGROUND).nonzero()[:, 0]
-        boxes, labels = target.boxes[matches[foreground]], target.labels[matches[foreground]]
-        cls_targets = torch.zeros_like(logits, dtype=torch.float32)  # [R, K]
-        cls_targets[foreground, labels] = 1
-        counted = (matches != IGNORE)[:, None]
-        loss_cls = torch.where(counted, sigmoid_focal_loss(logits, cls_targets, self.alpha, self.gamma), 0).sum()
-        loss_box = self._box_loss(deltas[foreground].float(), anchors[foreground], boxes)
-        return LossSums(loss_cls, loss_box * self.box_loss_weight, loss_cls.new_tensor(len(foreground)))
+        logits, deltas, anchors = predictions.cls_logits, predictions.box_deltas, predictions.anchors
+        with torch.autocast(logits.device.type, enabled=False):
+            images = zip(logits, targets, strict=True)
+            matches = [self.matcher(anchors, target.boxes, target.ignore_boxes) for _, target in images]  # [R] each
+            pairs = list(zip(matches, targets, strict=True))
+            labels = torch.stack([_anchor_labels(match, target.labels) for match, target in pairs])  # [B, R]
+            image, anchor = (labels >= 0).nonzero(as_tuple=True)  # of the F foreground anchors
+            boxes = torch.cat([target.boxes[match[match >= 0]] for match, target in pairs])  # [F, 4]
+            loss_cls = focal_loss_sum(logits.flatten(0, 1), labels.flatten(), self.alpha, self.gamma)
+            loss_box = self._box_loss(deltas[image, anchor].float(), anchors[anchor], boxes)
+        num_foreground = torch.full((), len(boxes), dtype=torch.float32, device=logits.device)
+        return LossSums(loss_cls, loss_box * self.box_loss_weight, num_foreground)
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
         if self.box_loss == "giou":
@@ -74,6 +69,12 @@ class RetinaNetLoss:
         if self.box_loss == "smooth_l1":
             return smooth_l1_loss(deltas, encode_boxes(boxes, anchors), self.smooth_l1_beta, reduction="sum")
         return l1_loss(deltas, encode_boxes(boxes, anchors), reduction="sum")
+
+
+def _anchor_labels(matches: Tensor, labels: Tensor) -> Tensor:
+    """The class of each anchor's box where it has one; BACKGROUND and IGNORE stay: [R] int64."""
+    classes = torch.cat([labels, labels.new_zeros(1)])  # so that an image without boxes can be indexed too
+    return torch.where(matches >= 0, classes[matches.clamp(min=0)], matches)
 
 
 def build_criterion(config: LossConfig) -> RetinaNetLoss:

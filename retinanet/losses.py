@@ -3,11 +3,17 @@
 `reduction` is "none" (default), "mean" or "sum", as in torchvision.ops.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from retinanet.boxes import box_area
+
+IGNORED = -2  # a label of `focal_loss_sum`; -1 is background
+CHUNK = 2**17  # logits at once: half a megabyte in float32, so that a dozen passes over it stay in a core's cache
 
 
 def sigmoid_focal_loss(
@@ -30,6 +36,73 @@ def sigmoid_focal_loss(
     if alpha >= 0:
         loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
     return _reduce(loss, reduction)
+
+
+def focal_loss_sum(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """The sum of `sigmoid_focal_loss` over `logits` [R, K] and one-hot targets of `labels` [R]: the class 0..K-1 of each
+    row, -1 where all classes are background, -2 where the row does not count.
+
+    The same values to rounding, but in chunks that stay in the cache, with the gradient written down instead of recorded:
+    no [R, K] tensor is kept except the gradient itself. Not differentiable twice.
+    """
+    return _FocalLossSum.apply(logits, labels, alpha, gamma)
+
+
+class _FocalLossSum(torch.autograd.Function):
+    """With p = sigmoid(x), s(x) = log(1 + e^x) and p' = 1 - p the loss of a negative and its slope are
+    (1 - alpha) p^gamma s(x) and (1 - alpha) p^gamma (gamma p' s(x) + p); those of a positive are the same of -x and alpha,
+    the slope with the other sign.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        weights = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+        rows = max(1, (CHUNK if logits.device.type == "cpu" else 64 * CHUNK) // logits.shape[1])
+        total = logits.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(logits), rows):
+            part = slice(start, start + rows)
+            loss, slope = _focal_chunk(logits[part].float(), labels[part], weights, gamma, slope=gradient is not None)
+            total += loss
+            if gradient is not None and slope is not None:
+                gradient[part] = slope
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, ctx.gradient = ctx.gradient, None  # scaled in place: it is the largest tensor of a training step
+        if gradient is None:
+            raise RuntimeError("focal_loss_sum keeps its gradient for one backward pass only")
+        return gradient.mul_(grad_output), None, None, None
+
+
+def _focal_chunk(
+    x: Tensor, labels: Tensor, weights: tuple[float, float], gamma: float, *, slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sum and slope [r, K] of rows `x` [r, K]: first as if all were negative, then the few positives put right."""
+    loss, gradient = _focal_terms(x, weights[1], gamma, slope=slope)
+    row = (labels >= 0).nonzero()[:, 0]
+    column = labels[row]
+    positive, rise = _focal_terms(-x[row, column], weights[0], gamma, slope=slope)
+    loss[row, column] = positive
+    unused = (labels == IGNORED)[:, None]
+    loss.masked_fill_(unused, 0)
+    if gradient is not None and rise is not None:
+        gradient[row, column] = -rise
+        gradient.masked_fill_(unused, 0)
+    return loss.sum(), gradient
+
+
+def _focal_terms(x: Tensor, weight: float, gamma: float, *, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """weight p^gamma s(x), and its derivative by x."""
+    p, cross_entropy = x.sigmoid(), F.softplus(x)
+    factor = (p * p if gamma == 2 else p**gamma).mul_(weight)  # weight p^gamma
+    loss = cross_entropy * factor
+    if not slope:
+        return loss, None
+    return loss, cross_entropy.mul_(gamma).mul_(1 - p).add_(p).mul_(factor)
 
 
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "none") -> Tensor:

@@ -9,7 +9,7 @@ BACKGROUND = -1
 IGNORE = -2
 
 CROWD_COVERAGE = 0.5  # an anchor with this share inside an ignore region teaches nothing
-BOXES_AT_ONCE = 64  # bounds the [N, R] matrix: 64 x 160,000 anchors are 41 MB
+BOXES_AT_ONCE = 64  # bounds the [N, R] matrix: 64 x 160,000 anchors are 41 MB, with P2 four times as much
 
 
 class Matcher:

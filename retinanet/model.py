@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from retinanet.anchors import AnchorGenerator
+from retinanet.anchors import P2_STRIDES, AnchorGenerator, build_anchors
 from retinanet.backbone import ResNetBackbone, load_backbone_weights
 from retinanet.config import InputConfig, ModelConfig
 from retinanet.fpn import FPN
@@ -46,9 +46,9 @@ class RetinaNet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.anchor_generator = anchors or AnchorGenerator()
-        self.backbone = ResNetBackbone(
-            backbone, norm=norm, norm_eps=norm_eps, stride_in_1x1=stride_in_1x1, freeze_stages=freeze_stages
-        )
+        with_c2 = self.anchor_generator.strides == P2_STRIDES
+        stages = {"stride_in_1x1": stride_in_1x1, "freeze_stages": freeze_stages, "with_c2": with_c2}
+        self.backbone = ResNetBackbone(backbone, norm=norm, norm_eps=norm_eps, **stages)  # type: ignore[arg-type]
         self.fpn = FPN(self.backbone.out_channels, fpn_channels, p6_from=p6_from, p7_relu=p7_relu)
         num_anchors = self.anchor_generator.num_anchors
         form = {"num_convs": head_convs, "norm": head_norm, "init": head_init}
@@ -88,7 +88,6 @@ def build_model(config: ModelConfig, input: InputConfig, *, trained_backbone: bo
     """The model a config describes; `trained_backbone=False` skips `backbone_weights` (a checkpoint follows)."""
     if config.num_classes is None:
         raise ValueError("model.num_classes is unknown before the data is read")
-    anchors = config.anchors
     model = RetinaNet(
         config.num_classes,
         config.backbone,
@@ -103,14 +102,7 @@ def build_model(config: ModelConfig, input: InputConfig, *, trained_backbone: bo
         head_norm=config.head_norm,
         head_init=config.head_init,
         prior=config.prior,
-        anchors=AnchorGenerator(
-            anchors.sizes,
-            anchors.scales,
-            anchors.ratios,
-            offset=anchors.offset,
-            integer=anchors.integer,
-            strides_by_grid=anchors.strides == "grid",
-        ),
+        anchors=build_anchors(config.anchors),
         mean=input.mean,
         std=input.std,
     )

@@ -1,5 +1,6 @@
 """Raw predictions to detections: threshold, top-k on each level, decode, clip, NMS (paper section 4.1, "Inference")."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from retinanet.boxes import clip_boxes, decode_boxes, pairwise_iou, rescale_boxes
 from retinanet.config import PostprocessConfig
 from retinanet.structures import Category, Detections, Predictions
+
+FIRST_TRIED = 1024  # candidates that NMS sees at first
 
 
 class Postprocessor:
@@ -65,7 +68,7 @@ class Postprocessor:
     def _candidates(self, predictions: Predictions, image: int) -> tuple[Tensor, Tensor, Tensor]:
         """The best (anchor, class) pairs of each level above the threshold: boxes [C, 4], scores [C], labels [C]."""
         parts = []
-        num_classes = predictions.cls_logits.shape[-1]
+        least = _logit(self.score_threshold) - 1e-3  # a little lower: rounding may not cost a candidate
         levels = zip(
             predictions.cls_logits[image].split(predictions.level_sizes),
             predictions.box_deltas[image].split(predictions.level_sizes),
@@ -73,10 +76,12 @@ class Postprocessor:
             strict=True,
         )
         for logits, deltas, anchors in levels:
-            scores = logits.float().sigmoid().flatten()  # [r * K]
-            candidates = (scores > self.score_threshold).nonzero()[:, 0]  # NaN is not above anything
-            scores, order = scores[candidates].topk(min(self.topk_per_level, len(candidates)))
-            anchor, label = candidates[order] // num_classes, candidates[order] % num_classes
+            # Few anchors have any class above the threshold: their best logit tells, without a sigmoid over all [r, K].
+            rows = (~(logits.amax(dim=1).float() <= least)).nonzero()[:, 0]  # also one with a NaN: its others may do
+            scores = logits[rows].float().sigmoid()
+            row, label = (scores > self.score_threshold).nonzero(as_tuple=True)  # NaN is not above anything
+            scores, order = scores[row, label].topk(min(self.topk_per_level, len(row)))
+            anchor, label = rows[row[order]], label[order]
             boxes = decode_boxes(deltas[anchor].float(), anchors[anchor], clamp_shrinking=self.clamp_shrinking)
             parts.append((boxes, scores, label))
         boxes, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -87,10 +92,32 @@ class Postprocessor:
         groups = torch.zeros_like(labels) if self.class_agnostic else labels
         if self.nms == "soft":
             return soft_nms(boxes, scores, groups, self.soft_nms_sigma, self.score_threshold, self.max_detections)
-        from torchvision.ops import batched_nms
+        return hard_nms(boxes, scores, groups, self.nms_threshold, self.max_detections)
 
-        keep = batched_nms(boxes, scores, groups, self.nms_threshold)[: self.max_detections]
-        return keep, scores[keep]
+
+def _logit(score: float) -> float:
+    return math.log(score / (1 - score)) if score > 0 else -math.inf
+
+
+def hard_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, max_detections: int) -> tuple[Tensor, Tensor]:
+    """Greedy NMS within each group. Returns indices and scores, best first, at most `max_detections`.
+
+    What survives among the best n depends on these n alone, so that most images need no more than the first thousand
+    candidates. Groups are kept apart by shifting them; in float64, for in float32 the shift would move boxes by rounding.
+    """
+    from torchvision.ops import nms
+
+    order = scores.argsort(descending=True, stable=True)
+    boxes, groups = boxes.double(), groups.double()
+    low, high = (boxes.min(), boxes.max()) if len(boxes) else (0.0, 0.0)
+    shifted = (boxes + (groups * (high - low + 1))[:, None])[order]
+    tried = FIRST_TRIED
+    while True:
+        kept = nms(shifted[:tried], scores[order[:tried]].double(), iou_threshold)[:max_detections]
+        if len(kept) == max_detections or tried >= len(order):
+            keep = order[kept]
+            return keep, scores[keep]
+        tried *= 2
 
 
 def soft_nms(

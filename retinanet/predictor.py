@@ -1,8 +1,10 @@
 """The front door for inference: a checkpoint in, pictures in, detections out."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from retinanet.checkpoint import Checkpoint
 from retinanet.config import InputConfig, PostprocessConfig
 from retinanet.data.images import read_image, resize, resized_size, to_rgb
 from retinanet.data.loader import Sample, collate
+from retinanet.distributed import say
 from retinanet.errors import UserError
 from retinanet.inference import detect_batches
 from retinanet.model import RetinaNet
@@ -20,8 +23,11 @@ from retinanet.onnx.runtime import OnnxModel, load_onnx
 from retinanet.postprocess import build_postprocessor
 from retinanet.precision import choose_device, choose_precision
 from retinanet.structures import Category, Detections, Target
+from retinanet.test_time import AUGMENTED, PLAIN, Look, fuse, mirror_boxes
+from retinanet.tiling import Region, Tiling
 from retinanet.weights.zoo import load_weights
 
+Item = TypeVar("Item")
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 DEFAULT_SCORE = 0.5
 
@@ -30,6 +36,9 @@ class Predictor:
     """A trained detector, ready to use.
 
     `score_threshold`: None takes the checkpoint's best threshold of each class (0.5 for a class without one).
+    `tile`: pictures larger than this many pixels a side are looked at in tiles, which share `overlap` of a side, and as a
+    whole; each tile is resized by `input` as a picture would be. `tta`: every picture, or tile, is looked at six times,
+    mirrored and at three sizes, and the boxes are fused.
     """
 
     def __init__(
@@ -43,6 +52,9 @@ class Predictor:
         score_threshold: float | None = None,
         device: str | torch.device | None = None,
         precision: str = "auto",
+        tile: int | None = None,
+        overlap: float = 0.2,
+        tta: bool = False,
     ) -> None:
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise UserError(f"the score threshold must lie in 0..1, got {score_threshold:g}")
@@ -53,18 +65,19 @@ class Predictor:
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.input = input or InputConfig()
         self.categories = tuple(categories)
-        postprocess = postprocess or PostprocessConfig()
-        known = thresholds or {}
+        self.tiling = None if tile is None else Tiling(tile, overlap)
+        self.tta = tta
+        self.postprocess = postprocess or PostprocessConfig()
         if score_threshold is None:
-            limits = [known.get(category.name, DEFAULT_SCORE) for category in categories]
+            limits = [(thresholds or {}).get(category.name, DEFAULT_SCORE) for category in categories]
         else:
-            limits = [score_threshold] * len(self.categories)
-            postprocess = postprocess.model_copy(update={"score_threshold": min(postprocess.score_threshold, score_threshold)})
+            limits = [score_threshold] * len(categories)
+            least = min(self.postprocess.score_threshold, score_threshold)
+            self.postprocess = self.postprocess.model_copy(update={"score_threshold": least})
         self.thresholds = torch.tensor(limits)  # [K]
-        if isinstance(model, OnnxModel):
-            self._largest, self._postprocess = model.input_size, model.postprocessor(postprocess, self.categories)
-        else:
-            self._largest, self._postprocess = None, build_postprocessor(postprocess, self.categories)
+        build = model.postprocessor if isinstance(model, OnnxModel) else build_postprocessor
+        self._postprocess = build(self.postprocess, self.categories)
+        self._largest = model.input_size if isinstance(model, OnnxModel) else None
 
     @classmethod
     def load(
@@ -72,14 +85,13 @@ class Predictor:
         weights: str | Path,
         *,
         device: str | torch.device | None = None,
-        score_threshold: float | None = None,
-        precision: str = "auto",
+        **options: Any,
     ) -> "Predictor":
         """From the path of a checkpoint or of an ONNX file (.onnx), or a name of the zoo. Raises `UserError` when it cannot
-        be had."""
+        be had. `options`: `score_threshold`, `precision`, `tile`, `overlap`, `tta`."""
         if Path(weights).suffix.lower() == ".onnx":
-            return cls.from_onnx(load_onnx(weights, device), score_threshold=score_threshold, precision=precision)
-        return cls.from_checkpoint(load_weights(weights), device=device, score_threshold=score_threshold, precision=precision)
+            return cls.from_onnx(load_onnx(weights, device), **options)
+        return cls.from_checkpoint(load_weights(weights), device=device, **options)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, **options: Any) -> "Predictor":
@@ -93,9 +105,15 @@ class Predictor:
         )
 
     @classmethod
-    def from_onnx(cls, model: OnnxModel, *, score_threshold: float | None = None, precision: str = "auto") -> "Predictor":
+    def from_onnx(cls, model: OnnxModel, *, precision: str = "auto", **options: Any) -> "Predictor":
         if precision not in ("auto", "fp32"):
             raise UserError(f"an ONNX file computes in fp32, not in {precision}")
+        if model.input_size is not None:
+            height, width = model.input_size
+            say(
+                f"note: this ONNX file has one fixed size, so that every picture is shrunk or padded to {height}x{width}; "
+                "one exported with --dynamic finds what the checkpoint finds"
+            )
         header = model.header
         return cls(
             model,
@@ -103,9 +121,9 @@ class Predictor:
             input=header.input,
             postprocess=header.postprocess,
             thresholds=header.thresholds,
-            score_threshold=score_threshold,
             device=model.device,
             precision="fp32",
+            **options,
         )
 
     @overload
@@ -117,27 +135,56 @@ class Predictor:
         (uint8, or float in 0..1). Boxes are in pixels of the picture, upright. Raises `UnreadableImageError`."""
         if isinstance(images, list):
             return list(self.stream((to_array(image) for image in images), batch_size))
-        return next(self.stream([to_array(images)], 1))
+        return next(self.stream([to_array(images)], batch_size))
 
     def stream(self, images: Iterable[np.ndarray], batch_size: int = 8) -> Iterator[Detections]:
         """Detections of RGB uint8 arrays [H, W, 3], one after the other, `batch_size` of them in a forward."""
         if batch_size < 1:
             raise UserError(f"the batch size must be at least 1, got {batch_size}")
-        return self._stream(images, batch_size)
+        parts = _parts(images, batch_size if self.tiling is None else 1)  # tiles of one picture fill batches
+        return (found for part in parts for found in self._detect(part, batch_size))
 
-    def _stream(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[Detections]:
-        batches = (collate([self._sample(image) for image in part]) for part in _parts(images, batch_size))
-        for _, detections, _ in detect_batches(
-            self.model, batches, self._postprocess, device=self.device, precision=self.precision
-        ):
-            yield from (found.above(self.thresholds) for found in detections)
+    def _detect(self, images: list[np.ndarray], batch_size: int) -> Iterator[Detections]:
+        """What is found in each of a few pictures. Of their regions and looks a batch at a time is resized and in memory."""
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        regions = [self.tiling.regions(size) if self.tiling else [(0, 0, size[1], size[0])] for size in sizes]
+        found: list[list[list[Detections]]] = [[[] for _ in mine] for mine in regions]  # by picture, region, look
+        looks = AUGMENTED if self.tta else PLAIN  # the outer loop: a batch of one scale needs little padding
+        todo = [(n, r, look) for look in looks for n, mine in enumerate(regions) for r in range(len(mine))]
+        batches = (
+            collate([self._sample(images[n], regions[n][r], look) for n, r, look in part]) for part in _parts(todo, batch_size)
+        )
+        answers = detect_batches(self.model, batches, self._postprocess, device=self.device, precision=self.precision)
+        each = (detections for _, batch, _ in answers for detections in batch)
+        for (n, r, look), detections in zip(todo, each, strict=True):
+            found[n][r].append(_placed(detections, regions[n][r], look))
+        for mine, size in zip(found, sizes, strict=True):
+            yield self._together(mine, size)
 
-    def _sample(self, image: np.ndarray) -> Sample:
-        size = (image.shape[0], image.shape[1])
-        edges = self.input.short_edge, self.input.long_edge, self.input.size_rounding
-        small = resize(image, resized_size(size, *edges, largest=self._largest))
+    def _together(self, found: list[list[Detections]], size: tuple[int, int]) -> Detections:
+        """One picture's detections above the thresholds, from those of its regions and looks."""
+        agnostic, most = self.postprocess.class_agnostic, self.postprocess.max_detections
+        fused = [fuse(looks, max_detections=most, class_agnostic=agnostic) if self.tta else looks[0] for looks in found]
+        parts = [part.above(self.thresholds) for part in fused]
+        if self.tiling is None:
+            return parts[0]
+        return self.tiling.merge(parts, size, nms_threshold=self.postprocess.nms_threshold, class_agnostic=agnostic)
+
+    def _sample(self, image: np.ndarray, region: Region, look: Look) -> Sample:
+        x1, y1, x2, y2 = region
+        size = y2 - y1, x2 - x1
+        short, long = (max(1, round(edge * look.scale)) for edge in (self.input.short_edge, self.input.long_edge))
+        new_size = resized_size(size, short, long, self.input.size_rounding, largest=self._largest)
+        small = resize(image[y1:y2, x1:x2], new_size)
         nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-        return Sample(small, nothing, size, "", [])
+        return Sample(small[:, ::-1] if look.mirrored else small, nothing, size, "", [])
+
+
+def _placed(detections: Detections, region: Region, look: Look) -> Detections:
+    """A region's detections in pixels of the whole picture, upright."""
+    x1, y1, x2, _ = region
+    boxes = mirror_boxes(detections.boxes, x2 - x1) if look.mirrored else detections.boxes
+    return replace(detections, boxes=boxes + boxes.new_tensor([x1, y1, x1, y1]))
 
 
 def to_array(picture: Picture) -> np.ndarray:
@@ -175,12 +222,7 @@ def _from_array(picture: np.ndarray) -> np.ndarray:
     return to_rgb(Image.fromarray(picture.reshape(picture.shape[:2]) if channels == 1 else picture))
 
 
-def _parts(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    part: list[np.ndarray] = []
-    for item in items:
-        part.append(item)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
+def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    rest = iter(items)
+    while part := list(islice(rest, size)):
         yield part

@@ -25,9 +25,9 @@ def to_rows(image_id: int, detections: Detections, category_ids: Sequence[int] |
     return rows[rows[:, 6] != -1]
 
 
-def write_detections(path: Path, rows: np.ndarray, file_names: dict[int, str], names: dict[int, str]) -> None:
-    """Writes rows [D, 7] as a list of {image_id, file_name, category_id, category_name, bbox, score}."""
-    entries = [
+def to_entries(rows: np.ndarray, file_names: dict[int, str], names: dict[int, str]) -> list[dict[str, Any]]:
+    """Rows [D, 7] as {image_id, file_name, category_id, category_name, bbox, score}."""
+    return [
         {
             "image_id": int(row[0]),
             "file_name": file_names[int(row[0])],
@@ -38,13 +38,32 @@ def write_detections(path: Path, rows: np.ndarray, file_names: dict[int, str], n
         }
         for row in rows.tolist()
     ]
+
+
+def write_entries(path: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """A JSON list with an entry on each line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     path.write_text(f"[\n{text}\n]\n" if entries else "[]\n", encoding="utf-8")
 
 
+def write_detections(path: Path, rows: np.ndarray, file_names: dict[int, str], names: dict[int, str]) -> None:
+    """Writes rows [D, 7] as a list of `to_entries`."""
+    write_entries(path, to_entries(rows, file_names, names))
+
+
 def read_detections(path: Path) -> np.ndarray:
     """Rows [D, 7] of a COCO results file, of any detector. Raises `UserError` naming file and entry."""
+    return entry_rows(read_entries(path), path)
+
+
+def entry_rows(entries: list[Any], path: Path) -> np.ndarray:
+    """Rows [D, 7] of what `read_entries` found in the file `path`."""
+    return np.array([_row(entry, n, path) for n, entry in enumerate(entries)]).reshape(-1, COLUMNS)
+
+
+def read_entries(path: Path) -> list[Any]:
+    """The list in a COCO results file, its entries unchecked."""
     try:
         entries = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -53,7 +72,7 @@ def read_detections(path: Path) -> np.ndarray:
         raise UserError(f"results file {path} cannot be read as JSON: {error}") from None
     if not isinstance(entries, list):
         raise UserError(f"{path}: a COCO results file is a list of detections")
-    return np.array([_row(entry, n, path) for n, entry in enumerate(entries)]).reshape(-1, COLUMNS)
+    return entries
 
 
 def _row(entry: Any, n: int, path: Path) -> list[float]:

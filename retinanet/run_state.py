@@ -1,10 +1,8 @@
 """Where a run lives on disk, and what else than weights it needs to go on as if it had never stopped."""
 
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from retinanet.checkpoint import Checkpoint, load_checkpoint
@@ -43,27 +41,12 @@ def find_checkpoint(folder: Path, resume: bool) -> Checkpoint | None:
     return None
 
 
-def seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def random_state() -> dict[str, Any]:
-    state: Any = np.random.get_state()
-    name, keys, position, has_gauss, cached = state
-    return {
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    """Torch's generators: nothing else that a run draws from outlives a step (see `data.loader`)."""
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from retinanet.checkpoint import Checkpoint
-from retinanet.config import Config, differences
+from retinanet.config import Config, ModelConfig, differences, set_key
 from retinanet.distributed import say
 from retinanet.errors import UserError
 from retinanet.model import RetinaNet
@@ -32,26 +32,38 @@ def transplant(model: RetinaNet, config: Config, categories: Sequence[Category],
     own = model.state_dict()
     state = _part(donor.ema or donor.model, part)
     state = {key: value for key, value in state.items() if key in own or not key.endswith(COUNTER)}
-    classes = (len(categories), len(donor.categories))
+    here, there = ([category.name for category in known] for known in (categories, donor.categories))
     settings = _differing(donor.config, config, part)
-    fault = _misfit(_part(own, part), state, *classes)
+    fault = _misfit(_part(own, part), state, len(here), len(there))
     if fault is not None:
-        ways = [f"take over {_as_overrides(settings)}"] if settings else []
+        ways = [f"take over {_as_overrides(settings)} (train.adopt_model=true does it)"] if settings else []
         ways += ["set train.init_part=backbone"] if part == "all" else []
         raise UserError(f"train.init_from {source} does not fit: {fault}; {' or '.join(ways) or 'it is another architecture'}")
     kind = "averaged weights" if donor.ema else "weights"
     if part == "backbone":
         say(f"{source}: {kind} of the backbone; pyramid and heads start at random")
     else:
-        pairs = _same_names(categories, donor.categories)
         for key in (f"{CLASS_ROWS}weight", f"{CLASS_ROWS}bias"):
-            state[key] = _move_rows(own[key], state[key], pairs, classes)
-        say(f"{source}: {kind}, classes matched by name\n{_table(categories, donor.categories)}")
-    for key, (there, here) in settings.items():
-        say(f"note: {key} is {here} here, {there} where the weights were trained")
+            state[key] = _move_rows(own[key], state[key], here, there)
+        say(f"{source}: {kind}, classes matched by name\n{_table(here, there)}")
+    for key, (trained, asked) in settings.items():
+        say(f"note: {key} is {asked} here, {trained} where the weights were trained")
     if settings:
         say(f"note: in training they adapt to that; to keep what they are used to: {_as_overrides(settings)}")
     model.load_state_dict({**own, **state})
+
+
+def adopt_settings(config: Config, trained: Config) -> dict[str, tuple[Any, Any]]:
+    """Sets in `config.model` whatever would make weights of a detector trained as `trained` another one.
+
+    Returns the settings (there, here) that were changed.
+    """
+    settings = _differing(trained, config, config.train.init_part)
+    raw = config.model.model_dump()
+    for key, (there, _) in settings.items():
+        set_key(raw, key.removeprefix("model."), there)
+    config.model = ModelConfig.model_validate(raw)
+    return settings
 
 
 def follow_normalisation(config: Config, model: RetinaNet) -> None:
@@ -99,22 +111,16 @@ def _as_overrides(settings: dict[str, tuple[Any, Any]]) -> str:
     return " ".join(f"{key}={text(there)}" for key, (there, _) in settings.items())
 
 
-def _same_names(categories: Sequence[Category], others: Sequence[Category]) -> list[tuple[int, int]]:
-    """(label here, label there) of the classes that both have."""
-    there = {category.name: label for label, category in enumerate(others)}
-    return [(label, there[category.name]) for label, category in enumerate(categories) if category.name in there]
-
-
-def _move_rows(fresh: Tensor, trained: Tensor, pairs: list[tuple[int, int]], classes: tuple[int, int]) -> Tensor:
-    """`fresh` [A * K, ...] with the rows of each (label here, label there) taken from `trained` [A * K', ...]."""
-    rows, others = fresh.clone().unflatten(0, (-1, classes[0])), trained.unflatten(0, (-1, classes[1]))
-    for here, there in pairs:
-        rows[:, here] = others[:, there]
+def _move_rows(fresh: Tensor, trained: Tensor, ours: list[str], theirs: list[str]) -> Tensor:
+    """`fresh` [A * K, ...] with the rows of the classes that both have taken from `trained` [A * K', ...]."""
+    rows, others = fresh.clone().unflatten(0, (-1, len(ours))), trained.unflatten(0, (-1, len(theirs)))
+    for label, name in enumerate(ours):
+        if name in theirs:
+            rows[:, label] = others[:, theirs.index(name)]
     return rows.flatten(0, 1)
 
 
-def _table(categories: Sequence[Category], others: Sequence[Category]) -> str:
-    ours, theirs = [c.name for c in categories], [c.name for c in others]
+def _table(ours: list[str], theirs: list[str]) -> str:
     rows = (
         ("kept", [name for name in ours if name in theirs]),
         ("new, at the prior", [name for name in ours if name not in theirs]),

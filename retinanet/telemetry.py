@@ -38,13 +38,11 @@ class Telemetry:
         self.last = time.perf_counter()
 
     @property
-    def images_per_second(self) -> float:
-        return self.batch_size * len(self.durations) / max(sum(self.durations), 1e-9)
-
-    @property
-    def wait_share(self) -> float:
-        """The share of time spent waiting for data: near 0 when loading keeps up."""
-        return sum(self.waits) / max(sum(self.durations), 1e-9)
+    def speed(self) -> dict[str, float]:
+        """Images a second, and the share of time spent waiting for data: near 0 when loading keeps up."""
+        seconds = max(sum(self.durations), 1e-9)
+        images = self.batch_size * len(self.durations)
+        return {"speed/images_per_second": images / seconds, "speed/data_wait_share": sum(self.waits) / seconds}
 
     def step(self, loss: float, wait: float) -> None:
         now = time.perf_counter()
@@ -53,9 +51,8 @@ class Telemetry:
         self.last = now
         self.losses.append(loss)
         mean = float(np.nanmean(self.losses)) if any(np.isfinite(self.losses)) else float("nan")
-        self.bar.set_postfix_str(
-            f"loss {mean:.3f}, {self.images_per_second:.1f} img/s, data wait {self.wait_share:.0%}", refresh=False
-        )
+        rate, wait_share = self.speed.values()
+        self.bar.set_postfix_str(f"loss {mean:.3f}, {rate:.1f} img/s, data wait {wait_share:.0%}", refresh=False)
         self.bar.update()
 
     def resume_clock(self) -> None:

@@ -3,34 +3,31 @@
 import math
 import signal
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from retinanet.checkpoint import Checkpoint, save_checkpoint
 from retinanet.config import Config, differences, save_config
 from retinanet.criterion import build_criterion
-from retinanet.data.images import UnreadableImageError, read_image
-from retinanet.data.loader import DetectionDataset, TrainSampler, choose_workers, train_loader
+from retinanet.data.loader import DetectionDataset, TrainSampler, choose_workers, epoch_length, repeat_factors, train_loader
 from retinanet.data.transforms import build_augment
-from retinanet.distributed import is_main, process_group, rank, say, share_from_main, sum_over_ranks, world_size
+from retinanet.distributed import gather_to_main, is_main, process_group, rank, say, share_from_main, sum_over_ranks, world_size
 from retinanet.errors import UserError
-from retinanet.evaluation.coco import metrics_table
-from retinanet.evaluation.run import evaluate_model
+from retinanet.evaluation.coco import best_thresholds, metrics_table
 from retinanet.optimizer import EMA, build_optimizer, build_schedule, warmup_length
-from retinanet.postprocess import build_postprocessor
 from retinanet.precision import autocast, choose_precision
-from retinanet.results import write_json
 from retinanet.run_setup import initial_model, load_data, run_length, wrap_model
-from retinanet.run_state import find_checkpoint, output_dir, random_state, seed_everything, set_random_state
+from retinanet.run_state import find_checkpoint, output_dir, random_state, set_random_state
 from retinanet.structures import Batch, shortened
 from retinanet.telemetry import Telemetry
-from retinanet.visualize import draw_detections, draw_target, side_by_side
+from retinanet.validation import Validation
 
-PICTURES = 4  # validation images shown in TensorBoard
 FP16_SCALE = 1024.0  # losses are sums over the batch here, so the usual 65536 would overflow at first
 CORRUPT_GRACE = 3  # unreadable images that never stop a run, however small the data set
 
@@ -48,13 +45,17 @@ class Trainer:
 
     def __init__(self, config: Config, checkpoint: Checkpoint | None, device: torch.device) -> None:
         self.config, self.device, self.folder = config, device, output_dir(config)
-        self.annotations, self.validation = load_data(config)
+        self.annotations, validation = load_data(config)
         self.categories = self.annotations.categories
-        self.total_steps, self.validate_every = run_length(config, len(self.annotations))
+        self.validation = Validation(config, validation, self.categories, self.folder) if validation is not None else None
+        threshold = config.data.repeat_threshold
+        self.repeats = repeat_factors(self.annotations, threshold) if threshold is not None else None
+        self.epoch_images = epoch_length(len(self.annotations), self.repeats)
+        self.total_steps, self.validate_every = run_length(config, self.epoch_images)
         self.precision = choose_precision(config.train.precision, device)
-        seed_everything(config.seed)
+        torch.manual_seed(config.seed)
 
-        self.model = initial_model(config, checkpoint, self.categories)
+        self.model = initial_model(config, checkpoint, self.categories, self.annotations)
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         self.model.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.statistics = [b for name, b in self.model.named_buffers() if "running_" in name]
@@ -68,6 +69,8 @@ class Trainer:
 
         self.step = 0  # optimizer steps done, skipped ones included
         self.best_ap = -1.0
+        self.stale = 0  # validations in a row without a better one
+        self.metrics: dict[str, Any] | None = None  # of the last validation, on the main rank
         self.thresholds: dict[str, float] = {}
         self.bad_steps = 0  # in a row
         self.minutes_before = 0.0  # in the sessions before this one
@@ -78,10 +81,10 @@ class Trainer:
 
     def run(self) -> bool:
         """The loop, from `self.step` to the end."""
-        if self.step >= self.total_steps or (self.step and self._time_is_up()):
+        if self.step >= self.total_steps or (self.step and self._ends_early()):
             say(f"{self.folder}: this run is finished ({self.step} steps); nothing to do")
             return True
-        config, interrupt = self.config, _Interrupt()
+        config = self.config
         if is_main():
             save_config(config, self.folder / "config.yaml")
         self._describe()
@@ -95,21 +98,20 @@ class Trainer:
         batches = iter(self._loader())
         interrupted = finished = False
         self.forward.train()
-        with interrupt:
+        with _interrupts() as asked:
             while not (finished or interrupted):
                 waited = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - waited
                 self._note_corrupt(batch)
-                values, interrupted, out_of_time = self._train_step(batch.to(self.device), interrupt.asked)
+                values, interrupted, out_of_time = self._train_step(batch.to(self.device), bool(asked))
                 finished = self.step == self.total_steps or out_of_time
                 self.telemetry.step(values["train/loss"], waited)
                 if self.step % config.train.log_every_steps == 0:
-                    self.telemetry.scalars(self.step, values)
-                    self.telemetry.scalars(self.step, {"speed/images_per_second": self.telemetry.images_per_second})
-                    self.telemetry.scalars(self.step, {"speed/data_wait_share": self.telemetry.wait_share})
+                    self.telemetry.scalars(self.step, values | self.telemetry.speed)
                 if finished or (self.step % self.validate_every == 0 and not interrupted):
                     self._validate()
+                    finished = finished or self._out_of_patience()
                     self._save()
                 elif interrupted or self.step % (config.train.save_every_steps or math.inf) == 0:
                     self._save()
@@ -179,7 +181,8 @@ class Trainer:
         if self.precision == "fp16" and math.isfinite(loss_cls + loss_box):
             return  # the scaler finds its scale: expected at the start
         self.bad_steps += 1
-        story = f"loss_cls {loss_cls:g}, loss_box {loss_box:g}, gradient norm {norm:g}; images {', '.join(batch.file_names)}"
+        names = [name for part in gather_to_main(batch.file_names) or [batch.file_names] for name in part]  # of all ranks
+        story = f"loss_cls {loss_cls:g}, loss_box {loss_box:g}, gradient norm {norm:g}; images {', '.join(names)}"
         self.telemetry.say(f"warning: step {self.step} is not finite and is skipped: {story}")
         if self.bad_steps > self.config.train.max_bad_steps:
             raise UserError(
@@ -189,58 +192,21 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """COCO metrics and losses on the validation data; writes metrics.json, and best.pt when AP has risen."""
+        """Measures the detector on the validation data; best.pt is written when AP has risen."""
         if self.validation is None:
             return
-        config = self.config
-        result = evaluate_model(
-            self.ema.model if self.ema is not None else self.model,
-            self.validation,
-            build_postprocessor(config.postprocess, self.categories),
-            config.input,
-            device=self.device,
-            precision=self.precision,
-            batch_size=config.evaluation.batch_size,
-            workers=choose_workers(config.data.workers, world_size()),
-            criterion=self.criterion,
-            num_samples=PICTURES,
-        )
+        model = self.ema.model if self.ema is not None else self.model
+        result = self.validation.measure(model, self.criterion, self.device, self.precision)
         if is_main():
-            metrics, losses = result.metrics, result.losses
-            self._report(metrics, losses)
-            for n, (index, detections) in enumerate(result.samples):
-                self._show(n, index, detections)
-            self.thresholds = {
-                name: row["threshold"] for name, row in metrics["per_class"].items() if row["threshold"] is not None
-            }
-            if (metrics["AP"] or 0.0) > self.best_ap:
-                self.best_ap = metrics["AP"] or 0.0
+            self.validation.report(result, self.step, self.telemetry)
+            self.metrics, self.thresholds = result.metrics, best_thresholds(result.metrics)
+            ap = result.metrics["AP"] or 0.0
+            self.stale = 0 if ap > self.best_ap else self.stale + 1
+            if ap > self.best_ap:
+                self.best_ap = ap
                 save_checkpoint(self.folder / "best.pt", self._checkpoint(None))
-        self.best_ap = share_from_main(self.best_ap)
+        self.best_ap, self.stale = share_from_main((self.best_ap, self.stale))
         self.telemetry.resume_clock()
-
-    def _report(self, metrics: dict[str, Any], losses: dict[str, float]) -> None:
-        finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON has no NaN
-        write_json(self.folder / "metrics.json", {**metrics, "step": self.step, **finite})
-        ap, ap50 = (100 * (metrics[name] or 0.0) for name in ("AP", "AP50"))
-        loss = " + ".join(f"{value:.3f}" for value in losses.values())
-        self.telemetry.say(f"step {self.step}: validation AP {ap:.1f}  AP50 {ap50:.1f}  loss {loss} (class + box)")
-        self.telemetry.scalars(self.step, {f"val/{k}": v for k, v in metrics.items() if k.startswith(("AP", "AR"))})
-        self.telemetry.scalars(self.step, {f"val/{k}": v for k, v in losses.items()})
-        if self.step == self.total_steps:
-            self.telemetry.say(metrics_table(metrics))
-
-    def _show(self, n: int, index: int, detections: Any) -> None:
-        """A validation image in TensorBoard: truth on the left, predictions on the right."""
-        assert self.validation is not None
-        try:
-            image = read_image(self.validation.path(index))
-        except UnreadableImageError:
-            return  # reported by the evaluation
-        truth = draw_target(image, self.validation.target(index, image.shape[:2]), self.validation.categories)
-        limits = torch.tensor([self.thresholds.get(category.name, 0.5) for category in self.categories])
-        found = draw_detections(image, detections.above(limits))
-        self.telemetry.picture(self.step, f"validation/{n}", side_by_side([truth, found]))
 
     def _checkpoint(self, training: dict[str, Any] | None) -> Checkpoint:
         return Checkpoint(
@@ -260,6 +226,7 @@ class Trainer:
         training = {
             "step": self.step,
             "best_ap": self.best_ap,
+            "stale": self.stale,
             "bad_steps": self.bad_steps,
             "minutes": self._minutes(),
             "optimizer": self.optimizer.state_dict(),
@@ -284,6 +251,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.best_ap, self.bad_steps = state["step"], state["best_ap"], state["bad_steps"]
         self.minutes_before, self.corrupt = state["minutes"], set(state["corrupt"])
+        self.stale = state.get("stale", 0)  # older files have none
         self.thresholds = dict(checkpoint.thresholds)
         set_random_state(state["random"])
         for key, (old, new) in differences(checkpoint.config, self.config).items():
@@ -301,6 +269,7 @@ class Trainer:
             rank=rank(),
             world_size=world_size(),
             portrait=sizes[:, 0] > sizes[:, 1] if config.data.group_by_aspect else None,
+            factors=self.repeats,
         )
         dataset = DetectionDataset(annotations, build_augment(config.augment, config.input), seed=config.seed)
         workers = choose_workers(config.data.workers, world_size())
@@ -327,12 +296,19 @@ class Trainer:
         limit = self.config.train.max_minutes
         return limit is not None and self._minutes() >= limit
 
+    def _out_of_patience(self) -> bool:
+        patience = self.config.train.patience
+        return patience is not None and self.stale >= patience
+
+    def _ends_early(self) -> bool:
+        return self._time_is_up() or self._out_of_patience()
+
     def _describe(self) -> None:
         """What this run will do, above all what was decided by itself."""
         config, data = self.config, self.annotations
         trainable = sum(p.numel() for p in self.parameters)
         crowds, empty = int(data.crowd.sum()), int((~data.has_boxes()).sum())
-        steps_per_epoch = math.ceil(len(data) / config.train.batch_size)
+        steps_per_epoch = math.ceil(self.epoch_images / config.train.batch_size)
         workers = choose_workers(config.data.workers, world_size())
         for line in (
             f"data: {len(data)} images ({empty} without boxes), {len(data.labels) - crowds} boxes, {crowds} crowds, "
@@ -345,12 +321,19 @@ class Trainer:
             f"files in {self.folder}",
         ):
             say(line)
+        if self.repeats is not None:
+            many = f"{np.sum(self.repeats > 1)} with rare classes up to {self.repeats.max():.1f} times"
+            say(f"repeats: an epoch shows {self.epoch_images} images, {many} (data.repeat_threshold)")
         if self.step:
             say(f"going on from step {self.step}")
 
     def _farewell(self) -> bool:
-        finished = self.step >= self.total_steps or self._time_is_up()
+        finished = self.step >= self.total_steps or self._ends_early()
         if finished:
+            if self.metrics is not None:
+                say(metrics_table(self.metrics))
+            if self._out_of_patience():
+                say(f"no better AP in {self.stale} validations in a row (train.patience): stopped at step {self.step}")
             best = "" if self.best_ap < 0 else f", best validation AP {100 * self.best_ap:.1f}"
             say(f"finished: {self.step} steps in {self._minutes():.1f} minutes{best}; weights in {self.folder / 'best.pt'}")
         else:
@@ -358,24 +341,21 @@ class Trainer:
         return finished
 
 
-class _Interrupt:
-    """While inside, the first Ctrl-C or SIGTERM only asks the loop to stop after its step; a second one is obeyed."""
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """While inside, the first Ctrl-C or SIGTERM only goes into the list, for the loop to stop after its step; a second one
+    is obeyed."""
+    asked: list[int] = []
 
-    def __init__(self) -> None:
-        self.asked = False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
             raise KeyboardInterrupt
-        self.asked = True
+        asked.append(number)
         say("\nstopping after this step (once more to stop at once) ...")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -18,11 +18,18 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 
 def draw_boxes(
-    image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str], *, min_side: int = 480
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    captions: Sequence[str],
+    *,
+    min_side: int = 480,
+    colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
     """`image` uint8 [H, W, 3] with boxes [D, 4] and their captions; enlarged if small, so that text is legible.
 
-    The longer side is never enlarged beyond four times `min_side`: a picture of a few rows would become gigabytes.
+    Each box has its entry of `colors`, or its class's colour. The longer side is never enlarged beyond four times
+    `min_side`: a picture of a few rows would become gigabytes.
     """
     zoom = max(1.0, min(min_side / min(image.shape[:2]), 4 * min_side / max(image.shape[:2])))
     picture = Image.fromarray(image)
@@ -33,17 +40,18 @@ def draw_boxes(
     font = ImageFont.load_default(size=max(12, scale // 38))
     width = max(2, scale // 240)
     outlines = [tuple(box) for box in (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * zoom).tolist()]
-    for box, label in reversed(list(zip(outlines, labels, strict=True))):  # the best is drawn last, on top
-        canvas.rectangle(_ordered(box), outline=class_color(label), width=width)
-    for box, label, caption in reversed(list(zip(outlines, labels, captions, strict=True))):
-        _draw_caption(canvas, caption, box, class_color(label), font, picture.size)
+    colors = colors or [class_color(label) for label in labels]
+    for box, color in reversed(list(zip(outlines, colors, strict=True))):  # the best is drawn last, on top
+        canvas.rectangle(_ordered(box), outline=color, width=width)
+    for box, color, caption in reversed(list(zip(outlines, colors, captions, strict=True))):
+        _draw_caption(canvas, caption, box, color, font, picture.size)
     return np.asarray(picture)
 
 
-def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
+def draw_detections(image: np.ndarray, detections: Detections, *, min_side: int = 480) -> np.ndarray:
     boxes, scores, labels = detections.numpy()
     captions = [f"{name} {score:.2f}" for name, score in zip(detections.names, scores, strict=True)]
-    return draw_boxes(image, boxes, labels.tolist(), captions)
+    return draw_boxes(image, boxes, labels.tolist(), captions, min_side=min_side)
 
 
 def draw_target(image: np.ndarray, target: Target, categories: Sequence[Category]) -> np.ndarray:

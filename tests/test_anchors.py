@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 
-from retinanet.anchors import STRIDES, AnchorGenerator, cell_anchors
+from retinanet.anchors import P2_STRIDES, STRIDES, AnchorGenerator, build_anchors, cell_anchors
+from retinanet.config import AnchorConfig
 
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 RATIOS = (0.5, 1.0, 2.0)
@@ -115,6 +116,28 @@ def test_anchors_do_not_depend_on_padding() -> None:
 def test_as_many_sizes_as_levels() -> None:
     with pytest.raises(ValueError, match="4 anchor sizes for 5 levels"):
         AnchorGenerator([32, 64, 128, 256])
+
+
+def test_six_sizes_are_those_of_p2_to_p7() -> None:
+    generator = AnchorGenerator([16, 32, 64, 128, 256, 512], scales=[1], ratios=[1])
+    assert generator.strides == P2_STRIDES == (4, 8, 16, 32, 64, 128)
+    anchors = generator([(1, 2), (1, 1), (1, 1), (0, 1), (0, 1), (0, 1)])
+    expected = [
+        [-6, -6, 10, 10],  # P2: centre 2, side 16
+        [-2, -6, 14, 10],  # ... and 2 + 4
+        [-12, -12, 20, 20],  # P3: centre 4, side 32
+        [-24, -24, 40, 40],  # P4: centre 8, side 64
+    ]
+    assert anchors.tolist() == expected
+
+
+def test_from_a_config() -> None:
+    config = AnchorConfig(sizes=[10, 20, 40, 80, 160], scales=[1], ratios=[1], offset=0, integer=True, strides="grid")
+    generator = build_anchors(config)
+    assert generator.strides_by_grid and generator.strides == STRIDES
+    anchors = generator([(1, 3), (1, 2), (1, 1), (1, 1), (1, 1)], (40, 40))
+    # strides of 40 // 3 = 13, from the cell's corner on
+    assert anchors[:3].tolist() == [[-5, -5, 5, 5], [8, -5, 18, 5], [21, -5, 31, 5]]
 
 
 def test_cells_move_with_the_module_and_stay_out_of_checkpoints() -> None:

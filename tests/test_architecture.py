@@ -17,9 +17,22 @@ FLOORS = [
     {"errors", "config", "structures", "boxes", "distributed", "precision"},
     {"anchors", "matcher", "losses", "backbone", "fpn", "head", "optimizer"},
     {"model", "criterion", "postprocess", "data"},
-    {"checkpoint", "weights", "onnx", "inference", "visualize", "results"},
-    {"evaluation", "predictor", "adapters", "surgery"},
-    {"run_setup", "run_state", "telemetry"},
+    {
+        "checkpoint",
+        "anchor_search",
+        "coverage",
+        "weights",
+        "onnx",
+        "inference",
+        "visualize",
+        "results",
+        "inputs",
+        "outputs",
+        "tiling",
+        "test_time",
+    },
+    {"evaluation", "predictor", "adapters", "surgery", "checks"},
+    {"run_setup", "run_state", "telemetry", "validation"},
     {"training"},
 ]  # a package, such as data, is on one floor with all of its modules
 
@@ -110,7 +123,7 @@ def test_sizes() -> None:
     for file in FILES.values():
         lines = len(file.read_text(encoding="utf-8").splitlines())
         assert lines <= 400, f"{file} has {lines} lines"
-    assert sum(map(counted_lines, [*FILES.values(), PACKAGE / "__init__.py"])) <= 6000
+    assert sum(map(counted_lines, [*FILES.values(), PACKAGE / "__init__.py"])) <= 6900
     for file in TOOLS:
         assert counted_lines(file) < 120, f"{file} has {counted_lines(file)} lines that are neither blank nor comment"
 

@@ -139,7 +139,6 @@ class TestWrongValues:
             ({"model": {"anchors": {"ratios": []}}}, "ratios at least one"),
             ({"model": {"anchors": {"ratios": [-1]}}}, "must be positive"),
             ({"loss": {"background_iou": 0.6}}, "background_iou must not exceed foreground_iou"),
-            ({"data": {"val": {"path": "x"}}}, "format coco needs 'annotations'"),
             ({"data": {"val": {"format": "voc"}}}, "data.val.path: Field required"),
         ],
     )
@@ -148,6 +147,10 @@ class TestWrongValues:
 
     def test_voc_needs_no_annotations(self):
         assert parse_config({"data": {"val": {"format": "voc", "path": "x"}}}).data.val.annotations is None
+
+    def test_a_data_set_knows_under_which_name_it_stands_unless_it_is_told_another(self):
+        data = parse_config({"data": {"train": {"path": "x"}, "test": {"path": "x", "part": "val"}}}).data
+        assert (data.train.part, data.val, data.test.part) == ("train", None, "val")
 
     def test_assignment_is_checked_too(self):
         config = Config()
@@ -378,6 +381,8 @@ class TestDifferences:
         assert came == {
             "data.val.path": (None, "images"),
             "data.val.annotations": (None, "truth.json"),
-            "data.val.format": (None, "coco"),
+            "data.val.format": (None, "auto"),
+            "data.val.one_based": (None, False),
+            "data.val.part": (None, "val"),
         }
         assert went == {key: (new, old) for key, (old, new) in came.items()}

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -230,7 +231,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "HTML": (lambda path: path.write_text("<!DOCTYPE html>"), "is no file of weights: it begins with b'<!DOCTYP'"),
     "text": (lambda path: path.write_text("x"), "is no file of weights: it begins with b'x'"),
     "cut archive": (lambda path: truncated(path, archive({"a": torch.zeros(9999)})), "is damaged, or another kind of archive"),
-    "cut pickle": (lambda path: truncated(path, pickle.dumps(ARRAYS)), "is "),
+    "cut pickle": (lambda path: truncated(path, pickle.dumps(ARRAYS)), "is a damaged pickle, or not complete"),
     "damaged archive": (damaged_archive, "is damaged: wrong checksum of"),
     "other archive": (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "x" * 99), "is damaged, or another kind"),
     "malicious archive": (lambda path: torch.save({"model": Malicious()}, path), "holds more than tensors and plain data"),
@@ -299,6 +300,24 @@ def test_other_architectures_of_torchvision(run: Run, state: dict[str, Tensor]) 
     assert "its backbone is no ResNet" in line
 
 
+@pytest.mark.parametrize("key", ["head.cls_score.bias", "head.bbox_pred.bias", "backbone.bottom_up.stem.conv1.weight"])
+def test_damage_to_a_detectron2_file_is_one_line(key: str) -> None:
+    sound = {
+        "head.cls_score.bias": torch.zeros(9),
+        "head.cls_score.weight": torch.zeros(9, 256, 3, 3),
+        "head.bbox_pred.bias": torch.zeros(36),
+        "backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7),
+        "backbone.fpn_lateral5.weight": torch.zeros(256, 512, 1, 1),
+        "backbone.top_block.p6.weight": torch.zeros(256, 512, 3, 3),
+        **{f"backbone.bottom_up.res4.{n}.conv{m}.weight": torch.zeros(256, 256, 3, 3) for n in (0, 1) for m in (1, 2)},
+    }
+    with pytest.raises(UserError, match=r"nothing in it is backbone\.bn1\.weight"):  # the first that is not there
+        IMPORTERS["detectron2"](sound, categories=(Category(0, "a"),)).checkpoint()
+    with pytest.raises(UserError) as caught:
+        IMPORTERS["detectron2"]({**sound, key: torch.zeros(())}, categories=(Category(0, "a"),)).checkpoint()
+    assert "\n" not in str(caught.value)
+
+
 def test_damage_to_a_state_dict_is_always_one_line(state: dict[str, Tensor]) -> None:
     """Whatever is missing, has another shape or is too much, in any place."""
     categories = tuple(Category(n, str(n)) for n in (1, 2, 3))
@@ -335,7 +354,8 @@ def test_every_container_gives_the_same_tensors(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(7), "half": torch.ones(2, dtype=torch.float16)}
     arrays = {key: value.numpy() for key, value in tensors.items()}
     path = tmp_path / "file"
-    for content in (tensors, {"model": tensors, "epoch": 3}, {"state_dict": OrderedDict(tensors), "meta": {"a": "b"}}):
+    script = {"model": tensors, "optimizer": {"state": {}}, "args": Namespace(lr=0.02), "epoch": 25}  # torchvision's
+    for content in (tensors, {"model": tensors, "epoch": 3}, {"state_dict": OrderedDict(tensors), "meta": {"a": "b"}}, script):
         for new in (True, False):
             torch.save(content, path, _use_new_zipfile_serialization=new)
             assert_equal(read_state_dict(path), tensors)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from retinanet.data.coco import load_coco
 from retinanet.data.loader import evaluation_loader
 from retinanet.data.transforms import Resize
 from retinanet.errors import UserError
-from retinanet.evaluation.coco import NAMES, evaluate_rows, metrics_table
-from retinanet.evaluation.run import Evaluation, evaluate_model, map_categories
+from retinanet.evaluation.coco import NAMES, best_thresholds, evaluate_rows, metrics_table
+from retinanet.evaluation.run import Evaluation, evaluate_model, map_categories, read_results
 from retinanet.postprocess import Postprocessor
 from retinanet.results import COLUMNS, read_detections, write_json
-from retinanet.structures import Category, Predictions
+from retinanet.structures import Category, Predictions, Target
 
 CATEGORIES: list[dict[str, Any]] = [{"id": 40, "name": "zebra"}, {"id": 2, "name": "bird"}, {"id": 5, "name": "cup"}]
 NOTHING = np.empty((0, COLUMNS))
@@ -193,7 +194,7 @@ def test_unknown_ids_are_named(tmp_path: Path) -> None:
         evaluate_rows(rows, truth)
     many = np.repeat(rows[:1], 9, axis=0)
     many[:, 0] = range(100, 109)
-    with pytest.raises(UserError, match=r"image_id 100, 101, 102, 103, 104, \.\.\., which"):
+    with pytest.raises(UserError, match=r"image_id 100, 101, 102, 103, 104, 105, 106, 107, \.\.\., which"):
         evaluate_rows(many, truth)
 
 
@@ -213,6 +214,28 @@ def test_threshold_of_the_best_f1(tmp_path: Path) -> None:
     assert evaluate_rows(rows, truth)["per_class"]["bird"]["threshold"] == 0.8  # at .6 now 3/6, 3/4: F1 .60 < .67
     every = [(box, 0.3) for box in boxes]
     assert evaluate_rows(found(*every), truth)["per_class"]["bird"]["threshold"] == 0.3  # all found: F1 is 1
+
+
+def test_equal_scores_stay_or_go_together(tmp_path: Path) -> None:
+    """2 boxes, one found at .9; at .5 the other one and four misses. COCO's curve takes the hit first, where F1 would be 1.
+    A threshold cannot: at .5 it is 2 * 2 / (6 + 2) = .50, at .9 2 * 1 / (1 + 2) = .67."""
+    boxes: list[list[float]] = [[0, 0, 40, 40], [50, 0, 40, 40]]
+    misses: list[tuple[list[float], float]] = [([150, 40.0 * n, 20, 20], 0.5) for n in range(4)]
+    rows = found((boxes[0], 0.9), (boxes[1], 0.5), *misses)
+    metrics = evaluate_rows(rows, load(tmp_path, truth_of(boxes)))
+    assert metrics["per_class"]["bird"]["threshold"] == 0.9
+    assert best_thresholds(metrics) == {"bird": 0.9}  # cup and zebra were not found: they have none
+
+
+def test_crowds_and_their_detections_do_not_count_for_the_threshold(tmp_path: Path) -> None:
+    """Boxes found at .9 and .4, and twenty detections at .6 inside a crowd, which are neither right nor wrong: F1 is 1 at
+    .4. As misses they would make it 2 * 2 / (22 + 2), less than 2 * 1 / (1 + 2) at .9."""
+    boxes: list[list[float]] = [[0, 0, 40, 40], [50, 0, 40, 40]]
+    truth = truth_of([*boxes, [100, 100, 90, 90]])
+    truth["annotations"][2]["iscrowd"] = 1
+    inside: list[tuple[list[float], float]] = [([110.0 + n, 110, 40, 40], 0.6) for n in range(20)]
+    rows = found((boxes[0], 0.9), *inside, (boxes[1], 0.4))
+    assert evaluate_rows(rows, load(tmp_path, truth))["per_class"]["bird"]["threshold"] == 0.4
 
 
 def test_class_without_a_hit_has_no_threshold(tmp_path: Path) -> None:
@@ -376,12 +399,13 @@ def test_categories_are_mapped_by_name(tmp_path: Path, capsys: pytest.CaptureFix
     assert map_categories(same, annotations) == [2, 5, 40]
     assert capsys.readouterr().out == ""
     assert map_categories([Category(0, "zebra"), Category(1, "cup"), Category(2, "bird")], annotations) == [40, 5, 2]
-    assert capsys.readouterr().out == ""
+    note = "truth.json numbers classes otherwise than the model: matched by name (zebra 40 instead of 0, cup 5 instead of 1)"
+    assert note in capsys.readouterr().out  # bird is 2 in both
     assert map_categories([Category(5, "bird"), Category(2, "dog")], annotations) == [2, -1]
     out = capsys.readouterr().out
     assert "has no class dog: such detections are left out" in out
     assert "the model does not know cup, zebra: their boxes cannot be found" in out
-    with pytest.raises(UserError, match=r"none of the model's classes \(dog, cat, \.\.\.\) is in .*truth\.json \(bird"):
+    with pytest.raises(UserError, match=r"none of the classes of the model \(dog, cat\) is in .*truth\.json \(bird"):
         map_categories([Category(2, "dog"), Category(5, "cat")], annotations)
 
 
@@ -400,6 +424,62 @@ def test_a_model_with_other_ids_is_evaluated_by_name(tmp_path: Path) -> None:
     )
     assert result.metrics["AP"] == pytest.approx(1)
     assert set(result.rows[:, 6]) == {5, 2}
+
+
+def test_losses_are_those_of_the_models_own_labels(tmp_path: Path) -> None:
+    """Data that numbers the classes otherwise gives the same losses; boxes of a class unknown to the model are ignored."""
+    annotations = planted(tmp_path)  # labels by ascending id: bird, cup, zebra
+    model = Planted(BOXES, SIZES, [1, 2])
+
+    def losses(names: list[str]) -> dict[str, float]:
+        return evaluate_model(
+            model,
+            annotations,
+            Postprocessor(categories=[Category(n, name) for n, name in enumerate(names, start=1)]),
+            InputConfig(short_edge=64, long_edge=128),
+            device=torch.device("cpu"),
+            precision="fp32",
+            batch_size=5,
+            workers=0,
+            criterion=RetinaNetLoss(),
+        ).losses
+
+    (batch,) = evaluation_loader(annotations, Resize(64, 128), 5, 0)
+    own = [replace(t, labels=torch.tensor([2, 1, 0])[t.labels]) for t in batch.targets]  # bird is 2, cup 1, zebra 0
+    expected = RetinaNetLoss()(model(batch.images, batch.image_sizes), own)
+    assert losses(["zebra", "cup", "bird"]) == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-5)
+
+    cups = [Target(t.boxes[t.labels == 1], t.labels[t.labels == 1], t.boxes[t.labels != 1], t.image_id) for t in batch.targets]
+    expected = RetinaNetLoss()(model(batch.images, batch.image_sizes), cups)  # cup is label 1 in ("other", "cup", "more") too
+    assert losses(["other", "cup", "more"]) == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-5)
+
+
+def test_results_go_by_the_names_of_classes_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """bird is 2, cup 5 in the data; the file has them as 0 and 2, and image 7 as 1."""
+    truth = load(tmp_path, truth_of([[0, 0, 40, 40]]))
+    entries = [
+        {"image_id": 1, "file_name": "photos/7.png", "category_id": 0, "category_name": "bird", "bbox": [0, 0, 40, 40]},
+        {"image_id": 1, "file_name": "photos/7.png", "category_id": 2, "category_name": "cup", "bbox": [0, 0, 9, 9]},
+        {"image_id": 1, "file_name": "photos/7.png", "category_id": 3, "category_name": "dog", "bbox": [0, 0, 9, 9]},
+        {"image_id": 7, "category_id": 2, "bbox": [1, 1, 9, 9]},  # without names: by its ids
+    ]
+    file = tmp_path / "r.json"
+    write_json(file, [{**entry, "score": 0.5} for entry in entries])
+    rows = read_results(file, truth)
+    assert rows[:, [0, 6]].tolist() == [[7, 2], [7, 5], [7, 2]]
+    out = capsys.readouterr().out
+    assert f"truth.json numbers classes otherwise than {file}: matched by name (bird 2 instead of 0, cup 5 instead of 2)" in out
+    assert "has no class dog: such detections are left out" in out and "cannot be found" not in out
+    assert f"{file} numbers 1 images otherwise than" in out
+
+    write_json(file, [{**entries[0], "score": 0.5, "file_name": "8.png"}])
+    with pytest.raises(UserError, match=r"r\.json: entry 0 is of 8\.png, which .*truth\.json does not have"):
+        read_results(file, truth)
+    write_json(file, [{**entries[2], "score": 0.5}])
+    with pytest.raises(UserError, match=r"none of the classes of .*r\.json \(dog"):
+        read_results(file, truth)
+    write_json(file, [])
+    assert read_results(file, truth).shape == (0, COLUMNS)
 
 
 def test_detections_of_a_class_that_the_data_lacks_are_left_out(tmp_path: Path) -> None:

@@ -35,7 +35,10 @@ THRESHOLDS = {"bird": 0.1, "Käfer": 0.2}
 FORMS = {"raw": {}, "raw dynamic": {"dynamic": True}, "nms": {"nms": True}, "nms dynamic": {"nms": True, "dynamic": True}}
 
 
-def tiny(**postprocess: Any) -> Checkpoint:
+P2_SIZES = [8, 16, 32, 48, 96, 160]
+
+
+def tiny(sizes: list[float] | None = None, **postprocess: Any) -> Checkpoint:
     """Random weights; the classifier's are large and its bias low, so that hundreds of scores pass, but few are near 1."""
     config = parse_config(
         {
@@ -46,7 +49,7 @@ def tiny(**postprocess: Any) -> Checkpoint:
                 "norm": "batch",
                 "fpn_channels": 32,
                 "head_convs": 1,
-                "anchors": {"sizes": [16, 32, 48, 96, 160], "scales": [1.0]},
+                "anchors": {"sizes": sizes or [16, 32, 48, 96, 160], "scales": [1.0]},
             },
             "input": {"short_edge": 64, "long_edge": 96},
             "postprocess": postprocess,
@@ -153,6 +156,20 @@ def test_open_sizes_find_what_the_checkpoint_finds(files: Any, form: str) -> Non
     assert len(found[1]) == 0 and all(len(found[n]) for n in (0, 2, 3))
 
 
+@pytest.mark.parametrize("form", ["raw", pytest.param("nms dynamic", marks=pytest.mark.slow)])
+def test_a_detector_with_p2(form: str, tmp_path: Path) -> None:
+    checkpoint, file = tiny(P2_SIZES), tmp_path / "p2.onnx"
+    assert max(export_onnx(checkpoint, file, **FORMS[form]).values()) < 1e-4
+    model = load_onnx(file, "cpu")
+    assert model.header.strides == (4, 8, 16, 32, 64, 128)
+    if form == "raw":
+        out = model(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), torch.tensor([[64, 96]]))
+        assert out.level_sizes == [3 * n for n in (16 * 24, 8 * 12, 4 * 6, 2 * 3, 1 * 2, 1 * 1)]
+    ours, theirs = Predictor.from_checkpoint(checkpoint, device="cpu", precision="fp32"), Predictor.load(file, device="cpu")
+    image = picture(64, 96)  # the graph's own size
+    assert_like(theirs(image), ours(image))
+
+
 @pytest.mark.parametrize(
     "settings", [{"class_agnostic": True}, {"clip": "after_nms"}, {"drop_empty": False, "max_detections": 7}]
 )
@@ -196,6 +213,7 @@ def test_what_stands_in_the_file(files: Any) -> None:
         "thresholds": {"bird": 0.1, "Käfer": 0.2},
         "postprocess": PostprocessConfig().model_dump(),
         "nms": True,
+        "strides": [8, 16, 32, 64, 128],
     }
     onnx.checker.check_model(proto, full_check=True)
     assert {entry.domain for entry in proto.opset_import} == {""} and proto.opset_import[0].version >= 18

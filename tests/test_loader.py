@@ -23,10 +23,12 @@ from retinanet.data.loader import (
     DetectionDataset,
     Sample,
     TrainSampler,
+    _drawn,
     choose_workers,
     collate,
     epoch_batches,
     evaluation_loader,
+    repeat_factors,
     train_loader,
 )
 from retinanet.data.transforms import Augment, Resize
@@ -174,12 +176,14 @@ def sampler(num_images: int = 21, batch_size: int = 8, start: int = 0, total: in
 def test_sampler_goes_through_epochs() -> None:
     steps = list(sampler())
     assert len(steps) == len(sampler()) == 10
-    assert [{epoch for epoch, _ in step} for step in steps] == [{0}] * 3 + [{1}] * 3 + [{2}] * 3 + [{3}]  # 21 in batches of 8
+    assert [{epoch for epoch, *_ in step} for step in steps] == [{0}] * 3 + [{1}] * 3 + [{2}] * 3 + [{3}]  # 21 in batches of 8
     for epoch in range(3):
-        assert {index for step in steps[3 * epoch : 3 * epoch + 3] for _, index in step} == set(range(21))
+        assert {index for step in steps[3 * epoch : 3 * epoch + 3] for _, index, _ in step} == set(range(21))
     expected = epoch_batches(21, 8, 3, 1, None)
-    assert [[index for _, index in step] for step in steps[3:6]] == expected.tolist()
-    assert all(type(index) is int for step in steps for _, index in step)
+    assert [[index for _, index, _ in step] for step in steps[3:6]] == expected.tolist()
+    assert all(type(number) is int for step in steps for key in step for number in key)
+    rounds = Counter(n for step in steps[:3] for *_, n in step)
+    assert rounds == {0: 21, 1: 3}  # 24 places for 21 images: three come again, and are not to look the same
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 7, 10])
@@ -196,6 +200,72 @@ def test_ranks_share_the_global_batch(world_size: int) -> None:
     together = [[key for part in parts for key in part] for parts in zip(*ranks)]
     assert together == list(sampler())
     assert {len(part) for rank in ranks for part in rank} == {8 // world_size}
+
+
+# ----------------------------------------------------------------------------------------------------------- repeats
+
+
+def four_images() -> Annotations:
+    """a in all four, b twice in the last and as a crowd in the first, c without an area in the second."""
+    boxes = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (3, 1)]
+    rows = [AnnotationRow(image, n, label, [0.0, 0.0, 9.0, 9.0], 81.0, False) for n, (image, label) in enumerate(boxes)]
+    rows += [
+        AnnotationRow(0, 9, 1, [0.0, 0.0, 9.0, 9.0], 81.0, True),
+        AnnotationRow(1, 10, 2, [0.0, 0.0, 0.0, 9.0], 0.0, False),
+    ]
+    images = [ImageRow(n, f"{n}.png", 10, 10) for n in range(4)]
+    return Annotations.pack("here", Path(), [Category(n, name) for n, name in enumerate("abc")], images, rows)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "last"),
+    [(0.5, 2**0.5), (1.0, 2.0), (0.25, 1.0), (0.01, 1.0)],  # sqrt(t / 0.25), at least 1: b is in 1 of 4 images, a in all
+)
+def test_repeat_factors_by_hand(threshold: float, last: float) -> None:
+    np.testing.assert_allclose(repeat_factors(four_images(), threshold), [1, 1, 1, last], rtol=1e-12)
+
+
+def test_repeat_factors_where_nothing_is_rare_or_there() -> None:
+    images = [ImageRow(n, f"{n}.png", 10, 10) for n in range(3)]
+    nothing = Annotations.pack("here", Path(), [Category(0, "a")], images, [])
+    assert repeat_factors(nothing, 1.0).tolist() == [1, 1, 1]
+
+
+def test_an_image_is_repeated_as_often_as_its_factor_says() -> None:
+    """Factors 1, 2.5 and 1.25, together 9.5 of 6 images: 10 places, in epochs of ceil(10 / 4) = 3 batches."""
+    factors = np.array([1, 1, 2.5, 1.25, 2.5, 1.25])
+    counts = []
+    for epoch in range(400):
+        batches = epoch_batches(6, 4, 0, epoch, None, factors)
+        assert batches.shape == (3, 4)
+        counts.append(np.bincount(_drawn(factors, np.random.default_rng([1, epoch])), minlength=6))
+    drawn = np.array(counts)
+    assert set(drawn.sum(axis=1).tolist()) == {9, 10}  # 9.5, cut at whole numbers
+    assert (drawn >= np.floor(factors)).all() and (drawn <= np.ceil(factors)).all()
+    # The mean of 400 coins has a deviation of 0.025 at most; four of them
+    np.testing.assert_allclose(drawn.mean(axis=0), factors, atol=0.1)
+
+
+def test_repeated_epochs_have_every_image_and_keep_aspects_apart() -> None:
+    portrait = np.random.default_rng(0).permutation(31) < 10
+    factors = np.where(np.arange(31) < 4, 3.0, 1.0)  # 31 + 4 * 2 = 39 images: 10 batches of 4
+    for epoch in range(20):
+        batches = epoch_batches(31, 4, 0, epoch, portrait, factors)
+        assert batches.shape == (10, 4) and set(batches.ravel().tolist()) == set(range(31))
+        assert sum(len(set(portrait[batch].tolist())) == 2 for batch in batches) <= 2  # what is left over of both, and the fill
+
+
+def test_repeats_depend_on_neither_ranks_nor_restarts_and_look_different(make_coco: MakeCoco) -> None:
+    factors = np.array([1, 2.5, 1, 1.7, 1, 1])  # 8.2: 9 places, 3 steps of 4 an epoch
+    everything = list(sampler(6, 4, total=9, factors=factors))
+    for start in (1, 2, 4):
+        assert list(sampler(6, 4, start=start, total=9, factors=factors)) == everything[start:]
+    ranks = [list(sampler(6, 4, total=9, factors=factors, rank=rank, world_size=2)) for rank in range(2)]
+    assert [one + other for one, other in zip(*ranks)] == everything
+    first = [key for step in everything[:3] for key in step]
+    assert len(set(first)) == len(first) == 12 and max(n for *_, n in first) >= 1
+    data = DetectionDataset(load(make_coco(n=2)), AUGMENT, seed=4)
+    assert data[0, 1, 0].image.tobytes() == data[0, 1, 0].image.tobytes() != data[0, 1, 1].image.tobytes()
 
 
 # ----------------------------------------------------------------------------------------------------------- samples

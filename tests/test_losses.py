@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from retinanet.losses import giou_loss, l1_loss, sigmoid_focal_loss, smooth_l1_loss
+from retinanet import losses
+from retinanet.losses import focal_loss_sum, giou_loss, l1_loss, sigmoid_focal_loss, smooth_l1_loss
 
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 5.0]
 
@@ -277,3 +278,84 @@ def test_reductions_of_nothing_are_zero_with_a_gradient(loss: Callable[..., Tens
 def test_unknown_reduction(loss: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="'none', 'mean' or 'sum', got 'average'"):
         loss(torch.zeros(1, 4), torch.zeros(1, 4), reduction="average")
+
+
+def rows_and_labels(rows: int = 700, classes: int = 7) -> tuple[Tensor, Tensor]:
+    """Logits of every size, with some rows of a class, some background (-1) and some that do not count (-2)."""
+    torch.manual_seed(0)
+    return 6 * torch.randn(rows, classes), torch.randint(-2, classes, (rows,))
+
+
+def plain_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The same by the plain function: one-hot targets of the rows that count."""
+    counted = labels != -2
+    targets = F.one_hot(labels.clamp(min=0), logits.shape[1]) * (labels >= 0)[:, None]
+    return sigmoid_focal_loss(logits[counted], targets[counted], alpha, gamma, reduction="sum")
+
+
+@pytest.mark.parametrize("chunk", [7, 100, 10**6])  # a row at a time, uneven parts, all at once
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.5), (0.25, 0.0), (-1.0, 3.0)])
+def test_focal_loss_sum_equals_the_plain_loss(alpha: float, gamma: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    logits, labels = rows_and_labels()
+    ours, plain = (logits.clone().requires_grad_() for _ in range(2))
+    found, expected = focal_loss_sum(ours, labels, alpha, gamma), plain_sum(plain, labels, alpha, gamma)
+    (3 * found).backward()
+    (3 * expected).backward()
+    assert ours.grad is not None and plain.grad is not None
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-6)
+    assert not ours.grad[labels == -2].any() and ours.grad[labels != -2].all(dim=1).any()
+
+
+def test_focal_loss_sum_follows_the_float64_formula() -> None:
+    logits, labels = rows_and_labels()
+    ours, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    focal_loss_sum(ours, labels).backward()
+    p = exact.sigmoid()
+    positive = F.one_hot(labels.clamp(min=0), logits.shape[1]).bool() & (labels >= 0)[:, None]
+    terms = torch.where(positive, -0.25 * (1 - p) ** 2 * F.logsigmoid(exact), -0.75 * p**2 * F.logsigmoid(-exact))
+    terms[labels != -2].sum().backward()
+    assert ours.grad is not None and exact.grad is not None
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("labels", [[-2, -2], [-1, -1], [0, 2]])
+def test_focal_loss_sum_of_one_kind_of_rows(labels: list[int]) -> None:
+    logits = torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.0]], requires_grad=True)
+    found = focal_loss_sum(logits, torch.tensor(labels))
+    assert found.item() == pytest.approx(plain_sum(logits, torch.tensor(labels), 0.25, 2.0).item(), rel=1e-6)
+    found.backward()
+    assert logits.grad is not None and bool(logits.grad.any()) == (labels != [-2, -2])
+
+
+def test_focal_loss_sum_of_nothing() -> None:
+    logits = torch.zeros(0, 3, requires_grad=True)
+    focal_loss_sum(logits, torch.zeros(0, dtype=torch.int64)).backward()
+    assert logits.grad is not None and logits.grad.shape == (0, 3)
+
+
+def test_focal_loss_sum_hides_nan_only_where_it_does_not_count() -> None:
+    logits = torch.tensor([[float("nan")], [1.0]], requires_grad=True)
+    found = focal_loss_sum(logits, torch.tensor([-2, -1]))
+    found.backward()
+    assert found.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
+    assert focal_loss_sum(logits.detach(), torch.tensor([-1, -1])).isnan()
+
+
+def test_focal_loss_sum_of_half_precision_is_computed_in_float32() -> None:
+    logits, labels = rows_and_labels()
+    half = logits.bfloat16().requires_grad_()
+    found = focal_loss_sum(half, labels)
+    found.backward()
+    assert half.grad is not None and half.grad.dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(plain_sum(half.detach().float(), labels, 0.25, 2.0).item(), rel=1e-5)
+
+
+def test_focal_loss_sum_says_that_its_gradient_is_gone() -> None:
+    logits, labels = rows_and_labels()
+    found = focal_loss_sum(logits.requires_grad_(), labels)
+    found.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="for one backward pass only"):
+        found.backward()

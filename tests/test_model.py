@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from retinanet.anchors import STRIDES, AnchorGenerator
 from retinanet.backbone import FrozenBatchNorm2d, ResNetBackbone, load_backbone_weights
 from retinanet.config import Backbone, InputConfig, ModelConfig
+from retinanet.criterion import RetinaNetLoss
 from retinanet.errors import UserError
 from retinanet.fpn import FPN
 from retinanet.head import Subnet, prior_bias
 from retinanet.model import RetinaNet, build_model
-from retinanet.structures import Predictions
+from retinanet.structures import Predictions, Target
 
 TINY: dict[str, Any] = {"num_classes": 3, "backbone": "resnet18", "fpn_channels": 32, "head_convs": 1}
 RESNET18_FILE = "resnet18-f37072fd.pth"  # torchvision's IMAGENET1K_V1
@@ -80,6 +81,72 @@ def test_every_backbone(name: str) -> None:
     assert out.box_deltas.shape == (1, 200_700, 4)
     keys = {key for key in theirs.state_dict() if not key.startswith("fc.") and not key.endswith("num_batches_tracked")}
     assert set(detector.backbone.state_dict()) == keys  # torchvision's names, so that its weights fit
+
+
+P2_SIZES = [8.0, 16, 32, 64, 128, 256]
+
+
+def with_p2(**changes: Any) -> RetinaNet:
+    return RetinaNet(**{**TINY, "anchors": AnchorGenerator(P2_SIZES), **changes})
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (33, 70), (1, 1)])
+def test_output_shapes_with_p2(height: int, width: int) -> None:
+    with torch.no_grad():
+        out = with_p2().eval()(images(2, 3, height, width))
+    cells = [math.ceil(height / stride) * math.ceil(width / stride) for stride in (4, 8, 16, 32, 64, 128)]
+    assert out.level_sizes == [9 * n for n in cells]
+    assert out.cls_logits.shape == (2, 9 * sum(cells), 3) and out.anchors.shape == (9 * sum(cells), 4)
+
+
+def test_p2_is_one_level_more_and_changes_no_other(model: RetinaNet) -> None:
+    """The same weights, under the same names, give the same P3..P7."""
+    finer = with_p2(freeze_stages=2).eval()
+    missing, unexpected = finer.load_state_dict(model.state_dict(), strict=False)
+    assert unexpected == []
+    assert missing == [f"fpn.{name}.{kind}" for name in ("lateral_c2", "output_p2") for kind in ("weight", "bias")]
+    x = images(1, 3, 64, 96)
+    with torch.no_grad():
+        features, pyramid = finer.backbone(finer.normalize(x)), finer.fpn(finer.backbone(finer.normalize(x)))
+        expected = model.fpn(model.backbone(model.normalize(x)))
+    assert [tuple(f.shape[1:]) for f in features] == [(64, 16, 24), (128, 8, 12), (256, 4, 6), (512, 2, 3)]
+    assert pyramid[0].shape == (1, 32, 16, 24)
+    assert len(pyramid) == 6 and all(torch.equal(a, b) for a, b in zip(pyramid[1:], expected, strict=True))
+    frozen = {name.split(".")[1] for name, value in finer.named_parameters() if not value.requires_grad}
+    assert frozen == {"conv1", "layer1"}  # the stem and what makes C2, as without P2
+
+
+def test_p2_is_made_of_c2_and_p3_by_hand() -> None:
+    fpn = FPN([1, 1, 1, 1], 1)
+    for parameter in fpn.parameters():
+        nn.init.zeros_(parameter)
+    for convolution in (fpn.lateral_c2, *fpn.lateral):
+        nn.init.ones_(convolution.weight)
+    with torch.no_grad():
+        for convolution in (fpn.output_p2, *fpn.output):
+            convolution.weight[0, 0, 1, 1] = 1
+    features = [torch.full((1, 1, side, side), value) for side, value in ((8, 1000.0), (4, 100.0), (2, 10.0), (1, 1.0))]
+    with torch.no_grad():
+        pyramid = fpn(features)
+    assert [float(level[0, 0, -1, -1]) for level in pyramid] == [1111, 111, 11, 1, 0, 0]  # each adds what is coarser
+
+
+def test_a_step_of_training_with_p2_lowers_the_loss() -> None:
+    finer = with_p2(norm="group").train()
+    box = torch.tensor([[20.0, 20, 26, 26]])  # of the size that only P2's anchors have
+    target, criterion = Target(box, torch.tensor([1]), torch.zeros(0, 4)), RetinaNetLoss()
+    optimizer = torch.optim.SGD(finer.parameters(), lr=0.001)
+    x, losses = images(1, 3, 64, 64), []
+    for _ in range(3):
+        parts = criterion(finer(x), [target])
+        loss = parts["loss_cls"] + parts["loss_box"]
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[2] < losses[1] < losses[0]
+    for convolution in (finer.fpn.lateral_c2, finer.fpn.output_p2):
+        assert convolution.weight.grad is not None and convolution.weight.grad.abs().max() > 0
 
 
 def test_one_return_type_in_every_mode(model: RetinaNet) -> None:

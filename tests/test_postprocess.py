@@ -13,7 +13,7 @@ from torchvision.ops import nms
 
 from retinanet.boxes import decode_boxes
 from retinanet.config import PostprocessConfig
-from retinanet.postprocess import Postprocessor, build_postprocessor, soft_nms
+from retinanet.postprocess import Postprocessor, build_postprocessor, hard_nms, soft_nms
 from retinanet.structures import Category, Detections, Predictions
 
 SIZE = torch.tensor([[100, 200]])  # height, width
@@ -340,3 +340,31 @@ def test_inputs_are_left_alone() -> None:
     for kind in ("hard", "soft"):
         detect(predictions, nms=kind)
     assert all(torch.equal(a, b) for a, b in zip(predictions[:3], copies))
+
+
+@pytest.mark.parametrize("most", [5, 100, 5000])
+def test_hard_nms_of_many_equals_torchvisions_on_each_class(most: int) -> None:
+    """More candidates than are tried at first, of which many or few survive."""
+    torch.manual_seed(0)
+    corner = 300 * torch.rand(4000, 2)
+    boxes, scores = torch.cat([corner, corner + 10 + 90 * torch.rand(4000, 2)], dim=1), torch.rand(4000)
+    labels = torch.randint(0, 5, (4000,))
+    expected = torch.cat([(labels == c).nonzero()[:, 0][nms(boxes[labels == c], scores[labels == c], 0.5)] for c in range(5)])
+    expected = expected[scores[expected].argsort(descending=True)]
+    assert len(expected) > 1100 and (len(expected) > most) == (most < 5000)
+    keep, kept_scores = hard_nms(boxes, scores, labels, 0.5, most)
+    assert keep.tolist() == expected[:most].tolist()
+    assert torch.equal(kept_scores, scores[keep])
+
+
+def test_classes_are_kept_apart_exactly() -> None:
+    """Shifted in float32 the second class's boxes, 80 classes and 4000 pixels away, would lose their last digits: their IoU
+    is just below the threshold, and rounding to 1/32 of a pixel would lift it above."""
+    boxes = torch.tensor([[0.0, 0.0, 4000.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.499, 1.0]])
+    labels = torch.tensor([0, 79, 79])
+    assert hard_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), labels, 0.4995, 10)[0].tolist() == [0, 1, 2]
+    assert hard_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), labels, 0.498, 10)[0].tolist() == [0, 1]
+
+
+def test_a_nan_hides_no_other_class_of_its_anchor() -> None:
+    assert_found(detect(predict([A], [[math.nan, 0.9]])), [A], [0.9], [1])

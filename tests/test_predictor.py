@@ -1,6 +1,7 @@
 """The front door: any kind of picture in, the same detections out, in the picture's own pixels."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from retinanet.checkpoint import Checkpoint, save_checkpoint
 from retinanet.config import InputConfig, PostprocessConfig, parse_config
 from retinanet.data.images import UnreadableImageError
 from retinanet.errors import UserError
+from retinanet.onnx.runtime import OnnxHeader, OnnxModel
 from retinanet.structures import Category, Predictions
 
 GAPPED = (Category(3, "bird"), Category(17, "cup"), Category(90, "tooth brush"))
@@ -350,3 +352,17 @@ def test_lower_precision_still_finds(model: RetinaNet, predictor: Predictor, pre
     found = Predictor(model, GAPPED, input=INPUT, device="cpu", precision=precision, score_threshold=0.3)(picture())
     assert found.scores.dtype == found.boxes.dtype == torch.float32
     assert float(found.scores[0]) == pytest.approx(float(predictor(picture()).scores[0]), abs=0.05)
+
+
+@pytest.mark.parametrize(("size", "says"), [((64, 96), True), (("height", "width"), False)])
+def test_an_onnx_file_of_one_size_says_what_that_costs(
+    size: tuple[Any, Any], says: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = SimpleNamespace(get_inputs=lambda: [SimpleNamespace(shape=["batch", 3, *size])])
+    header = OnnxHeader(GAPPED, INPUT, PostprocessConfig(), {}, nms=False)
+    Predictor.from_onnx(OnnxModel(session, header, torch.device("cpu")))
+    line = (
+        "note: this ONNX file has one fixed size, so that every picture is shrunk or padded to 64x96; "
+        "one exported with --dynamic finds what the checkpoint finds\n"
+    )
+    assert capsys.readouterr().out == (line if says else "")

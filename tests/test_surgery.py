@@ -184,16 +184,16 @@ def test_a_part_of_nothing_is_refused() -> None:
     [
         (
             {"fpn_channels": 64},
-            "fpn.lateral.0.weight is [64, 128, 1, 1] there, [32, 128, 1, 1] here; take over model.fpn_channels=64 or set "
-            "train.init_part=backbone",
+            "fpn.lateral.0.weight is [64, 128, 1, 1] there, [32, 128, 1, 1] here; take over model.fpn_channels=64 "
+            "(train.adopt_model=true does it) or set train.init_part=backbone",
         ),
-        ({"head_convs": 2}, "cls_subnet.convs.2.weight is missing here; take over model.head_convs=2 or set"),
-        ({"head_convs": 0}, "cls_subnet.convs.0.weight is missing there; take over model.head_convs=0 or set"),
+        ({"head_convs": 2}, "cls_subnet.convs.2.weight is missing here; take over model.head_convs=2 ("),
+        ({"head_convs": 0}, "cls_subnet.convs.0.weight is missing there; take over model.head_convs=0 ("),
         (
             {"anchors": {"scales": [1.0], "ratios": [1.0]}},
             # 1 anchor * 1 class there; here there are 2 anchors, of which each would have 1 class
             "cls_subnet.final.weight is [1, 32, 3, 3] there, [2, 32, 3, 3] here; take over "
-            "model.anchors.sizes=[32.0,64.0,128.0,256.0,512.0] model.anchors.ratios=[1.0] or set",
+            "model.anchors.sizes=[32.0,64.0,128.0,256.0,512.0] model.anchors.ratios=[1.0] (train.adopt_model=true",
         ),
         ({"p6_from": "p5"}, "fpn.p6.weight is [32, 32, 3, 3] there, [32, 512, 3, 3] here; take over model.p6_from=p5"),
         ({"backbone": "resnet34"}, "backbone.layer1.2.conv1.weight is missing here; take over model.backbone=resnet34"),
@@ -211,7 +211,9 @@ def test_another_backbone_for_the_backbone_alone(tmp_path: Path) -> None:
     donor = donor_of(["a"], model={"backbone": "resnet34", "fpn_channels": 64})
     config = config_of(train={"init_from": "set below", "init_part": "backbone"})
     line = refused(lambda: start(tmp_path, donor, ["a"], config))
-    assert line.endswith("backbone.layer1.2.conv1.weight is missing here; take over model.backbone=resnet34")
+    assert line.endswith(
+        "layer1.2.conv1.weight is missing here; take over model.backbone=resnet34 (train.adopt_model=true does it)"
+    )
 
 
 def test_tensors_that_no_setting_explains(tmp_path: Path) -> None:

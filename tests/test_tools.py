@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from retinanet.checkpoint import Checkpoint, save_checkpoint
+from retinanet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from retinanet.config import parse_config
 from retinanet.errors import UserError, command_line
 from retinanet.evaluation.coco import NAMES
@@ -137,7 +137,7 @@ def test_wrong_usage_shows_the_usage(run: Run, tool: str, arguments: list[str]) 
             ["--detections", "b.json", "--annotations", "c.json", "x.y=1"],
             "takes no CONFIG and no settings, got x.y=1",
         ),
-        ("evaluate", ["--detections", "b.json", "--annotations", "c.json"], "results file b.json does not exist"),
+        ("evaluate", ["--detections", "b.json", "--annotations", "c.json"], "annotation file c.json does not exist"),
         ("evaluate", ["--weights", "a.pt", "--annotations", "c.json"], "--annotations goes with --detections"),
         ("evaluate", ["--weights", "a.pt"], "weights a.pt do not exist"),
         ("evaluate", ["--weights", "a.pt", "--device", "gpu"], "there is no device 'gpu'"),
@@ -214,6 +214,41 @@ def test_evaluate_weights(run: Run, weights: Path, tmp_path: Path) -> None:
     assert {(entry["category_id"], entry["category_name"]) for entry in detections} == {(3, "red"), (7, "green")}
     assert min(entry["score"] for entry in detections) >= 0.05  # all that COCO's numbers need, not just what is shown
     assert not (weights.parent / "metrics.json").exists()  # no run: it has no config.yaml
+
+
+def test_evaluate_keeps_the_thresholds_it_finds(run: Run, weights: Path, tmp_path: Path) -> None:
+    before = load_checkpoint(weights)
+    assert run("evaluate", "--weights", weights).code == 0
+    assert load_checkpoint(weights).thresholds == {"red": 0.1, "green": 0.3}  # unasked nothing is changed
+    outcome = run("evaluate", "--weights", weights, "--save-thresholds")
+    assert outcome.code == 0 and "best scores of 2 classes kept: red, green" in outcome.out
+    found = {name: row["threshold"] for name, row in read(weights.parent / "evaluation" / "metrics.json")["per_class"].items()}
+    after = load_checkpoint(weights)
+    assert after.thresholds == found != {"red": 0.1, "green": 0.3}
+    assert (after.config, after.categories, after.ema, after.training) == (before.config, before.categories, None, None)
+    assert all(torch.equal(value, after.model[key]) for key, value in before.model.items())
+
+    assert run("predict", tmp_path / "val", "--weights", weights).code == 0  # which shows what scores at least that
+    shown = read(weights.parent / "predictions" / "detections.json")
+    assert shown and all(entry["score"] >= found[entry["category_name"]] - 1e-6 for entry in shown)
+
+    assert "needs a checkpoint's file" in mistake(
+        run("evaluate", "--weights", "retinanet_resnet50_fpn_v2", "--save-thresholds", "data.val.path=x")
+    )
+    arguments = ("--detections", "r.json", "--annotations", "t.json", "--save-thresholds")
+    assert "--save-thresholds goes with --weights" in mistake(run("evaluate", *arguments))
+
+
+def test_what_predict_writes_can_be_evaluated(run: Run, weights: Path, tmp_path: Path) -> None:
+    """Its images are numbered from 1, those of the data from 10: file names say which is which."""
+    assert run("predict", tmp_path / "val", "--weights", weights, "--score", "0.05").code == 0
+    arguments = ("--detections", weights.parent / "predictions" / "detections.json", "--annotations", tmp_path / "val.json")
+    outcome = run("evaluate", *arguments, "--out", tmp_path / "one")
+    assert outcome.code == 0 and "numbers 4 images otherwise than" in outcome.out
+    assert run("evaluate", "--weights", weights, "--out", tmp_path / "two").code == 0
+    one, two = (read(tmp_path / name / "metrics.json") for name in ("one", "two"))
+    assert two["AR100"] > 0
+    assert {n: one[n] for n in NAMES} == pytest.approx({n: two[n] for n in NAMES}, abs=1e-3)  # boxes are rounded
 
 
 def test_a_run_shows_its_latest_evaluation(run: Run, weights: Path, tmp_path: Path) -> None:

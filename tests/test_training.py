@@ -280,7 +280,7 @@ def test_what_cannot_be_trained_is_said_in_one_line(make_coco: MakeCoco, tmp_pat
         assert "\n" not in str(caught.value)
 
     failing(lambda c: setattr(c.train, "accumulate_steps", 3), "batch_size 4 cannot be shared")
-    failing(lambda c: setattr(c.train, "epochs", 1), r"exactly one of train\.epochs and train\.max_steps")
+    failing(lambda c: setattr(c.train, "epochs", 1), r"at most one of train\.epochs and train\.max_steps")
     failing(lambda c: setattr(c.model, "num_classes", 3), "num_classes is 3, but .* has 2 classes")
     failing(lambda c: setattr(c.data, "train", None), r"data\.train is not set")
     failing(lambda c: setattr(c.model, "backbone_weights", "nowhere.pth"), r"nowhere\.pth does not exist")

@@ -286,6 +286,7 @@ def own(backbone: str = "resnet18", categories: Sequence[Category] = GAPPED, **m
             },
             "input": {"size_rounding": "floor"},
             "postprocess": {"max_detections": 300, "drop_empty": False},
+            "loss": {"box_loss": "giou"} if model.get("head_norm") == "group" else {},
         }
     )
     state = build_model(config.model, config.input, trained_backbone=False).state_dict()
@@ -311,6 +312,10 @@ def test_ours_to_torchvision_and_back_is_the_identity(categories: Sequence[Categ
     assert list(back.model) == list(checkpoint.model)
     for key, value in checkpoint.model.items():
         assert torch.equal(value, back.model[key]) and value.dtype == back.model[key].dtype, key
+
+
+def test_how_the_heads_began_does_not_matter() -> None:
+    assert export_torchvision_state(own(head_init="he")).keys() == export_torchvision_state(own()).keys()
 
 
 def test_unused_slots_are_empty_and_used_ones_in_their_place() -> None:
@@ -351,13 +356,16 @@ def test_torchvisions_own_models_load_what_is_exported(build: Callable[..., Reti
 
 
 def test_what_torchvision_cannot_have_is_named() -> None:
-    config = parse_config({"model": {"backbone": "resnet18", "num_classes": 2, "stride_in_1x1": True, "norm": "group"}})
+    anchors = {"sizes": [16, 32, 64, 128, 256, 512]}  # with P2
+    model = {"backbone": "resnet18", "num_classes": 2, "stride_in_1x1": True, "norm": "group", "anchors": anchors}
+    config = parse_config({"model": model})
     with pytest.raises(UserError) as caught:
         export_torchvision_state(Checkpoint(config, (Category(0, "a"), Category(1, "b")), {}))
     message = str(caught.value)
     assert message.startswith("this checkpoint cannot become a torchvision model: ") and "\n" not in message
     for clause in (
         "model.stride_in_1x1 is True, there False",
+        "model.anchors.sizes is [16.0, 32.0, 64.0, 128.0, 256.0, 512.0], there [32.0, 64.0, 128.0, 256.0, 512.0]",
         "model.anchors.offset is 0.5, there 0.0",
         "model.anchors.integer is False, there True",
         "model.anchors.strides is fixed, there grid",
@@ -365,7 +373,7 @@ def test_what_torchvision_cannot_have_is_named() -> None:
         "model.norm is group, there a BatchNorm",
     ):
         assert clause in message
-    assert message.count(";") == 5
+    assert message.count(";") == 6
 
 
 @pytest.mark.parametrize("ids", [(-1, 3), (2, 10_000)])

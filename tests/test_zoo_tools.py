@@ -125,7 +125,7 @@ def test_evaluate_with_a_name_of_the_zoo(run: Run, tmp_path: Path, make_coco: Ca
     folder = tmp_path / "runs" / OTHER
     assert json.loads((folder / "evaluation" / "metrics.json").read_text())["images"] == 4
     assert not (folder / "metrics.json").exists()  # it is no run
-    assert outcome.out.startswith("note: ") and f"{OTHER} on {data['annotations']}" in outcome.out
+    assert "\nnote: " in outcome.out and f"{OTHER} on {data['annotations']}" in outcome.out
     assert run("evaluate", "--weights", OTHER, *settings, "--out", "there").code == 0
     assert (tmp_path / "there" / "metrics.json").read_bytes() == (folder / "evaluation" / "metrics.json").read_bytes()
     line = run("evaluate", "--weights", OTHER).err

@@ -86,9 +86,7 @@ def loader(data: CocoImages, *, batch_size: int, shuffle: bool) -> DataLoader[An
     return DataLoader(data, batch_size, shuffle, generator=generator, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))  # type: ignore[arg-type]
 
 
-def train_steps(
-    model: nn.Module, optimizer: torch.optim.Optimizer, data: DataLoader[Any], steps: int, scaler: Any = None
-) -> list[float]:
+def train_steps(model: nn.Module, optimizer: torch.optim.Optimizer, data: DataLoader[Any], steps: int) -> list[float]:
     """references/detection/engine.py, train_one_epoch: as many steps of it, the warm-up included."""
     model.train()
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 1000, total_iters=min(5, len(data) - 1))
@@ -97,9 +95,8 @@ def train_steps(
         for images, targets in data:
             images = [image.to("cpu") for image in images]  # noqa: PLW2901
             targets = [{key: value.to("cpu") for key, value in target.items()} for target in targets]  # noqa: PLW2901
-            with torch.autocast("cpu", enabled=scaler is not None):
-                losses = model(images, targets)
-                total = sum(loss for loss in losses.values())
+            losses = model(images, targets)
+            total = sum(loss for loss in losses.values())
             assert isinstance(total, Tensor) and total.isfinite()
             optimizer.zero_grad()
             total.backward()

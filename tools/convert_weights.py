@@ -69,6 +69,8 @@ def convert(source: str, origin: str, out: Path, classes: Path | None, bn_eps: f
     save_checkpoint(out, checkpoint)
     model = checkpoint.config.model
     print(imported.table())
+    if origin == "mmdet":
+        print("note: taken for a detector of PyTorch's style; one of mmdet's *_caffe_* configs would find nonsense")
     print(f"{out}: {model.backbone}, {model.num_classes} classes, BatchNorm epsilon {model.norm_eps:g}")
 
 

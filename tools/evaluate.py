@@ -4,6 +4,7 @@ examples:
   python tools/evaluate.py --weights runs/demo/best.pt
   python tools/evaluate.py configs/retinanet_r50_1x.yaml --weights retinanet_resnet50_fpn     of the zoo, on COCO
   python tools/evaluate.py configs/demo.yaml --weights runs/demo/best.pt evaluation.split=test
+  python tools/evaluate.py --weights runs/demo/best.pt --save-thresholds     keep the best score of each class in best.pt
   python tools/evaluate.py --detections results.json --annotations truth.json     results of any detector
 """
 
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("--weights", help="a checkpoint, or a name of the zoo")
     parser.add_argument("--detections", type=Path, help="COCO results file, instead of weights")
     parser.add_argument("--annotations", type=Path, help="COCO ground truth of --detections")
+    parser.add_argument("--save-thresholds", action="store_true", help="keep the best scores found in the --weights file")
     parser.add_argument("--out", type=Path, help="default: evaluation/ beside the checkpoint, or in runs/<name in the zoo>/")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
     args = parser.parse_intermixed_args()
@@ -32,21 +34,34 @@ def main() -> int:
     if args.detections is not None:
         if args.annotations is None:
             raise UserError("--detections needs --annotations, the COCO ground truth")
+        if args.save_thresholds:
+            raise UserError("--save-thresholds goes with --weights, the file to keep them in")
         if args.settings:
             raise UserError(f"--detections takes no CONFIG and no settings, got {' '.join(args.settings)}")
         return evaluate_results(args.detections, args.annotations, args.out)
     if args.annotations is not None:
         raise UserError("--annotations goes with --detections; with --weights say data.val.path=... data.val.annotations=...")
     overrides = [text for text in args.settings if "=" in text]
-    return evaluate_weights(args.weights, configs[0] if configs else None, overrides, args.out, args.device)
+    if args.save_thresholds and not Path(args.weights).is_file():
+        raise UserError(f"--save-thresholds needs a checkpoint's file to keep them in, not '{args.weights}'")
+    metrics = evaluate_weights(args.weights, configs[0] if configs else None, overrides, args.out, args.device)
+    if args.save_thresholds and metrics:  # on the main rank
+        from retinanet.checkpoint import save_thresholds
+        from retinanet.evaluation.coco import best_thresholds
+
+        kept = save_thresholds(Path(args.weights), best_thresholds(metrics))
+        print(f"{args.weights}: best scores of {len(kept)} classes kept: {', '.join(kept)}")
+    return 0
 
 
 def evaluate_results(detections: Path, annotations: Path, out: Path | None) -> int:
     from retinanet.data.coco import load_coco
     from retinanet.evaluation.coco import evaluate_rows, metrics_table
-    from retinanet.results import read_detections, write_json
+    from retinanet.evaluation.run import read_results
+    from retinanet.results import write_json
 
-    metrics = evaluate_rows(read_detections(detections), load_coco(annotations, annotations.parent))
+    truth = load_coco(annotations, annotations.parent)
+    metrics = evaluate_rows(read_results(detections, truth), truth)
     print(metrics_table(metrics))
     out = out or detections.parent / f"{detections.stem}_evaluation"
     write_json(out / "metrics.json", metrics)
@@ -54,17 +69,20 @@ def evaluate_results(detections: Path, annotations: Path, out: Path | None) -> i
     return 0
 
 
-def evaluate_weights(weights: str, config_file: str | None, overrides: list[str], out: Path | None, device: str | None) -> int:
+def evaluate_weights(
+    weights: str, config_file: str | None, overrides: list[str], out: Path | None, device: str | None
+) -> dict[str, Any]:
+    """The metrics; empty on ranks other than 0."""
     import torch
 
     from retinanet.config import config_for_inference, load_config
-    from retinanet.data.formats import load_dataset
     from retinanet.data.loader import choose_workers
     from retinanet.distributed import is_main, main_first, process_group, say, world_size
     from retinanet.evaluation.run import evaluate_model
     from retinanet.postprocess import build_postprocessor
     from retinanet.precision import choose_precision
     from retinanet.results import write_json
+    from retinanet.run_setup import load_splits
     from retinanet.weights.zoo import ZOO, load_weights
 
     with process_group(device) as chosen:  # a device that is not there is found before anything is read
@@ -74,8 +92,8 @@ def evaluate_weights(weights: str, config_file: str | None, overrides: list[str]
         if (config.input.mean, config.input.std) != (checkpoint.config.input.mean, checkpoint.config.input.std):
             raise UserError("input.mean and input.std are part of the weights and cannot be changed here")
         name = config.evaluation.split
-        split = getattr(config.data, name)
-        if split is None:
+        (annotations,) = load_splits(config, name)
+        if annotations is None:
             raise UserError(f"data.{name} is not set: name a CONFIG, or data.{name}.path=...")
         run = Path("runs", weights) if weights in ZOO else Path(weights).parent
         folder = out or run / "evaluation"
@@ -83,7 +101,6 @@ def evaluate_weights(weights: str, config_file: str | None, overrides: list[str]
         checkpoint.config = config
         for note in notes:
             say(note)
-        annotations = load_dataset(split)
         precision = choose_precision(config.train.precision, chosen)
         say(f"{weights} on {annotations.source}: {len(annotations)} images, {chosen}, {precision}")
         result = evaluate_model(
@@ -100,7 +117,7 @@ def evaluate_weights(weights: str, config_file: str | None, overrides: list[str]
             write_evaluation(result.metrics, result.rows, annotations, folder)
             if out is None and (run / "config.yaml").exists():  # a run's folder always shows its latest evaluation
                 write_json(run / "metrics.json", result.metrics)
-    return 0
+    return result.metrics
 
 
 def write_evaluation(metrics: dict[str, Any], rows: Any, annotations: Any, folder: Path) -> None:

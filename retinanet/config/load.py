@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from retinanet.config.schema import Config, TrainConfig
 from retinanet.errors import UserError, did_you_mean
@@ -18,7 +18,9 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     Raises `UserError` naming the key, the value and what was expected.
     """
     raw = _read_yaml(Path(path)) if path is not None else {}
-    given = {key: _set_key(raw, key, value) for key, value in map(_split_override, overrides or [])}
+    given = dict(map(_split_override, overrides or []))
+    for key, value in given.items():
+        set_key(raw, key, value)
     config = parse_config(raw, where=str(path) if path is not None else "the command line")
     if config.output_dir is None and path is not None:
         config.output_dir = f"runs/{Path(path).stem}"
@@ -71,7 +73,7 @@ def config_for_inference(trained: Config, config: Config | None, overrides: list
                 notes.append(f"note: {key} is {used} as the weights say, not {asked} as the config does")
     raw = merged.model_dump(mode="json")
     for key, value in map(_split_override, overrides):
-        _set_key(raw, key, value)
+        set_key(raw, key, value)
     final = parse_config(raw, where="the command line")
     for key, (old, new) in differences(merged, final).items():
         notes.append(f"note: {key} is {new} instead of {old}")
@@ -121,7 +123,8 @@ def _split_override(text: str) -> tuple[str, Any]:
         raise UserError(f"'{text}': the value is not valid YAML") from None
 
 
-def _set_key(raw: dict[str, Any], key: str, value: Any) -> Any:
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Sets `key.sub` in nested dicts."""
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -129,11 +132,9 @@ def _set_key(raw: dict[str, Any], key: str, value: Any) -> Any:
             node[parent] = {}
         node = node[parent]
     node[last] = value
-    if key == "train.max_steps" and value is not None:  # exactly one of the two: the one given by hand wins
-        node["epochs"] = None
-    if key == "train.epochs" and value is not None:
-        node["max_steps"] = None
-    return value
+    rival = {"train.max_steps": "epochs", "train.epochs": "max_steps"}.get(key)
+    if rival is not None and value is not None:  # at most one of the two: the one given by hand wins
+        node[rival] = None
 
 
 def _explain(fault: Any) -> str:
@@ -149,19 +150,13 @@ def _explain(fault: Any) -> str:
 
 def _nearest(loc: tuple[Any, ...]) -> str:
     """Near names of an unknown key: beside it, else the same name elsewhere."""
-    name = str(loc[-1])
-    elsewhere = [key for key in _flatten(Config().model_dump()) if key.endswith(f".{name}")]
-    return did_you_mean(name, _keys_beside(loc)) or (f" Did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else "")
-
-
-def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
-    """The keys that were possible where an unknown one was found."""
-    model: Any = Config
-    for part in loc[:-1]:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        options = getattr(field.annotation, "__args__", (field.annotation,)) if field else ()
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return list(model.model_fields) if model is not None else []
+    *sections, name = map(str, loc)
+    place = "".join(f"{section}." for section in sections)
+    parts = {part: {"path": ""} for part in ("train", "val", "test")}  # that their keys are there
+    keys = list(_flatten(Config.model_validate({"data": parts}).model_dump()))
+    beside = {key.removeprefix(place).partition(".")[0] for key in keys if key.startswith(place)}
+    elsewhere = [repr(key) for key in keys if key.endswith(f".{name}")]
+    return did_you_mean(name, sorted(beside)) or (f" Did you mean {' or '.join(elsewhere)}?" if elsewhere else "")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

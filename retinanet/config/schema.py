@@ -26,19 +26,19 @@ class Section(BaseModel):
 
 
 class AnchorConfig(Section):
-    sizes: list[float] = Field([32, 64, 128, 256, 512], description="Anchor side in pixels at each level, P3 first.")
+    sizes: list[float] = Field([32, 64, 128, 256, 512], description="Sides in pixels by level: P3..P7, or six: P2..P7.")
     scales: list[float] = Field([1.0, 2 ** (1 / 3), 2 ** (2 / 3)], description="Factors on the side; 3 per octave.")
     ratios: list[float] = Field([0.5, 1.0, 2.0], description="Height / width.")
     offset: float = Field(0.5, description="Where in its cell an anchor is centred, as a share of the stride.")
     integer: bool = Field(False, description="Sides cut to whole pixels and corners rounded, as torchvision's are.")
     strides: Literal["fixed", "grid"] = Field(
-        "fixed", description="fixed: 8..128. grid: padded image size // grid, as torchvision's; they depend on the padding."
+        "fixed", description="fixed: (4), 8..128. grid: padded image size // grid, as torchvision's; it depends on the padding."
     )
 
     @model_validator(mode="after")
-    def _five_levels(self) -> Self:
-        if len(self.sizes) != 5 or not self.scales or not self.ratios:
-            raise ValueError("sizes needs one number for each of P3..P7 (5), scales and ratios at least one")
+    def _levels(self) -> Self:
+        if len(self.sizes) not in (5, 6) or not self.scales or not self.ratios:
+            raise ValueError("sizes needs one number for each of P3..P7 (5) or P2..P7 (6), scales and ratios at least one")
         if min(self.sizes + self.scales + self.ratios) <= 0:
             raise ValueError("sizes, scales and ratios must be positive")
         return self
@@ -61,9 +61,7 @@ class ModelConfig(Section):
     p7_relu: bool = Field(True, description="P7 is convolved from ReLU(P6), or from P6 itself (mmdet).")
     head_convs: int = Field(4, ge=0, description="3x3 convolutions in each subnet before its output.")
     head_norm: Literal["none", "group"] = Field("none", description="Normalisation after each of them.")
-    head_init: Literal["paper", "he"] = Field(
-        "paper", description="Starting weights in the subnets: N(0, 0.01), or He's, with which few steps teach the classes."
-    )
+    head_init: Literal["paper", "he"] = Field("paper", description="The subnets start from N(0, 0.01), or He's, for few steps.")
     prior: float = Field(0.01, gt=0, lt=1, description="Foreground probability at the start (paper section 4.1).")
     anchors: AnchorConfig = AnchorConfig()
 
@@ -113,25 +111,35 @@ class PostprocessConfig(Section):
 
 
 class DatasetConfig(Section):
-    format: Literal["coco", "voc"] = Field("coco", description="coco: a JSON file; voc: XML files, one per image.")
-    path: str = Field(..., description="Folder of the images. voc: the folder with Annotations/ and JPEGImages/.")
-    annotations: str | None = Field(None, description="coco: the JSON file. voc: a text file of image names, one a line.")
-
-    @model_validator(mode="after")
-    def _coco_needs_annotations(self) -> Self:
-        if self.format == "coco" and self.annotations is None:
-            raise ValueError("format coco needs 'annotations', the path of the JSON file")
-        return self
+    format: Literal["auto", "coco", "voc", "yolo", "csv"] = Field("auto", description="auto: told by the files; docs/data.md.")
+    path: str = Field(..., description="Folder of the data set, or its JSON, CSV or data.yaml file or list of images itself.")
+    annotations: str | None = Field(
+        None, description="A JSON or CSV file beside `path`, the folder of its images; voc, yolo: a text file of image names."
+    )
+    classes: str | None = Field(None, description="yolo, csv: the file with the names of the classes, if it is elsewhere.")
+    one_based: bool = Field(False, description="voc: coordinates count from 1; 1 is subtracted from xmin and ymin.")
+    part: Literal["train", "val", "test"] | None = Field(None, description="Of a data.yaml; null: what this stands under.")
 
 
 class DataConfig(Section):
     train: DatasetConfig | None = None
     val: DatasetConfig | None = None
     test: DatasetConfig | None = None
+    val_share: float | None = Field(None, gt=0, lt=1, description="Without val: the share of train, by class, held out for it.")
     drop_empty: bool = Field(False, description="Leave images without boxes out of training.")
     group_by_aspect: bool = Field(True, description="Batches hold portrait or landscape images only: less padding.")
+    repeat_threshold: float | None = Field(
+        None, gt=0, le=1, description="Repeat images of classes that fewer than this share of the images have (LVIS: 0.001)."
+    )
     workers: int | None = Field(None, ge=0, description="Loading processes per rank; null chooses from the cores.")
     max_corrupt_share: float = Field(0.01, ge=0, le=1, description="Stop when more of the images read are unreadable.")
+
+    @model_validator(mode="after")
+    def _know_their_parts(self) -> Self:
+        for name, dataset in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if dataset is not None and dataset.part is None:
+                dataset.part = name  # type: ignore[assignment]
+        return self
 
 
 class AugmentConfig(Section):
@@ -148,13 +156,18 @@ class TrainConfig(Section):
         None, ge=1, description="Batch the learning rate and steps are written for; another batch_size rescales them."
     )
     accumulate_steps: int = Field(1, ge=1, description="Parts that a rank's share of a batch is cut into to save memory.")
-    epochs: float | None = Field(None, gt=0, description="Length in passes over the data; this or max_steps.")
-    max_steps: int | None = Field(None, ge=1, description="Length in optimizer steps; this or epochs.")
+    epochs: float | None = Field(None, gt=0, description="Length in passes over the data.")
+    max_steps: int | None = Field(None, ge=1, description="Length in optimizer steps. Neither: 8,000 images, 12 to 100 epochs.")
     max_minutes: float | None = Field(None, gt=0, description="Stop, validate and save after this time in any case.")
-    init_from: str | None = Field(None, description="Start from these weights: a checkpoint, a name of the zoo, or imagenet.")
+    patience: int | None = Field(None, ge=1, description="Stop after so many validations in a row without a better AP.")
+    init_from: str | None = Field(
+        None, description="Start from these weights: a checkpoint, a name of the zoo, imagenet, or a backbone's state dict."
+    )
     init_part: Literal["all", "backbone"] = Field(
         "all", description="What of init_from is taken: all, its classes matched by name, or the backbone alone."
     )
+    adopt_model: bool = Field(False, description="Settings of the model come from init_from's detector, if it is one.")
+    fit_anchors: bool = Field(False, description="Where the heads start fresh, fit anchors that reach too few boxes.")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.01, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum.")

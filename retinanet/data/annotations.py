@@ -4,15 +4,20 @@ A million annotations as Python dicts are gigabytes that every loading process c
 writes to them. Packed in arrays they are tens of megabytes that stay shared.
 """
 
+import math
+import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from retinanet.data.faults import DataError
 from retinanet.structures import Category, Target
+
+OVER = 1.0  # pixels that a box may reach over the border unreported: rounding
 
 
 class PackedStrings:
@@ -45,6 +50,21 @@ class AnnotationRow(NamedTuple):
     coco_box: list[float]  # x, y, width, height
     area: float
     crowd: bool
+
+
+def corner_row(
+    image: int, number: int, label: int, corners: Sequence[float | str], where: str, *, crowd: bool = False, first: int = 0
+) -> AnnotationRow:
+    """The row of an xyxy box whose x1 and y1 count from `first`. Raises `UserError` if it, or its area, is not finite."""
+    try:
+        x1, y1, x2, y2 = map(float, corners)
+        x, y, width, height = x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first
+        if math.isfinite(x + y) and math.isfinite(width * height):
+            return AnnotationRow(image, number, label, [x, y, width, height], width * height, crowd)
+        raise ValueError
+    except ValueError:
+        message = f"{where}: the corners of the box must be finite numbers, got {reprlib.repr([*corners])}"
+        raise DataError("unusable box", message) from None
 
 
 @dataclass
@@ -99,6 +119,11 @@ class Annotations:
             crowd=np.array(columns[5], dtype=bool),
         )
 
+    @property
+    def image_of(self) -> np.ndarray:
+        """[A] int64: the image index of each annotation."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
     def path(self, index: int) -> Path:
         return self.image_dir / self.file_names[index]
 
@@ -124,32 +149,41 @@ class Annotations:
     def has_boxes(self) -> np.ndarray:
         """[I] bool: images with at least one annotation that is no crowd and has an area."""
         useful = ~self.crowd & (self.coco_boxes[:, 2:] > 0).all(axis=1)
-        image_of = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        return np.bincount(image_of[useful], minlength=len(self)) > 0
+        return np.bincount(self.image_of[useful], minlength=len(self)) > 0
 
-    def select(self, images: np.ndarray) -> "Annotations":
-        """The part with these image indices, in this order."""
-        rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in images] or [np.empty(0, np.int64)])
-        rows = rows.astype(np.int64)
-        lengths = np.diff(self.offsets)[images]
-        return Annotations(
-            self.source,
-            self.image_dir,
-            self.categories,
-            self.image_ids[images],
-            PackedStrings([self.file_names[int(i)] for i in images]),
-            self.sizes[images],
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            self.annotation_ids[rows],
-            self.coco_boxes[rows],
-            self.areas[rows],
-            self.labels[rows],
-            self.crowd[rows],
+    def odd_boxes(self, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """By kind the annotations [A] bool that training clips or leaves out; `sizes` [I, 2] (height, width), 0 if unknown."""
+        size = sizes[self.image_of][:, ::-1]  # [A, 2], (width, height)
+        known = (size > 0).all(axis=1)
+        begin, wh = self.coco_boxes[:, :2], self.coco_boxes[:, 2:]
+        negative = (wh < 0).any(axis=1)
+        flat = ~negative & (wh == 0).any(axis=1)
+        outside = known & ~negative & ~flat & ((begin >= size) | (begin + wh <= 0)).any(axis=1)
+        across = known & ~negative & ~flat & ~outside & ((begin < -OVER) | (begin + wh > size + OVER)).any(axis=1)
+        return {"zero-size box": flat, "negative box": negative, "outside box": outside, "border box": across}
+
+    def select(self, images: np.ndarray, keep: np.ndarray | None = None) -> "Annotations":
+        """The part with these image indices, in this order, and of their annotations those that `keep` [A] bool marks."""
+        chosen = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in images]
+        if keep is not None:
+            chosen = [rows[keep[rows]] for rows in chosen]
+        rows = np.concatenate([np.empty(0, np.int64), *chosen])
+        return replace(
+            self,
+            image_ids=self.image_ids[images],
+            file_names=PackedStrings([self.file_names[int(i)] for i in images]),
+            sizes=self.sizes[images],
+            offsets=np.cumsum([0, *map(len, chosen)], dtype=np.int64),
+            annotation_ids=self.annotation_ids[rows],
+            coco_boxes=self.coco_boxes[rows],
+            areas=self.areas[rows],
+            labels=self.labels[rows],
+            crowd=self.crowd[rows],
         )
 
     def to_coco(self) -> dict[str, Any]:
         """The data set as a COCO dict. Annotations are numbered from 1: pycocotools takes id 0 for "no match"."""
-        image_of = np.repeat(self.image_ids, np.diff(self.offsets)).tolist()
+        image_of = self.image_ids[self.image_of].tolist()
         category_of = np.array([category.id for category in self.categories])[self.labels].tolist()
         columns = zip(image_of, category_of, self.coco_boxes.tolist(), self.areas.tolist(), self.crowd.tolist(), strict=True)
         return {

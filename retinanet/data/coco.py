@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.annotations import AnnotationRow, Annotations, ImageRow
+from retinanet.data.faults import DataError, Fault, reading
 from retinanet.distributed import say
 from retinanet.errors import UserError
 from retinanet.structures import Category
@@ -18,19 +19,32 @@ SHOWN = 5  # annotations named in a note
 LARGEST = 2**53  # a larger id would lose its last digits in evaluation, where ids and scores share float64 rows
 
 
-def load_coco(file: str | Path, image_dir: str | Path) -> Annotations:
+def load_coco(file: str | Path, image_dir: str | Path, faults: list[Fault] | None = None) -> Annotations:
     """Reads a COCO instances file. Missing `area` and `iscrowd` are filled in; labels follow ascending category ids.
 
     Raises `UserError` naming file and annotation for an unknown class or image, or a box that is no box. Boxes
     without area stay (evaluation counts them as COCO does), are reported, and are left out of training targets.
+    With a list `faults` such entries are noted there and left out instead.
     """
     file = Path(file)
     raw = _read_json(file)
     categories = _categories(raw, file)
     label_of = {category.id: label for label, category in enumerate(categories)}
-    images, image_of = _images(raw, file)
-    rows = [_annotation(entry, n, label_of, image_of, file) for n, entry in enumerate(raw["annotations"])]
-    return Annotations.pack(str(file), Path(image_dir), categories, images, rows)
+    images: dict[int, ImageRow] = {}
+    for n, entry in enumerate(raw["images"]):
+        with reading(faults, file):
+            image = _image(entry, n, file)
+            if image.id in images:
+                raise DataError("duplicate image id", f"{file}: image id {image.id} occurs more than once")
+            images[image.id] = image
+    if not images:
+        raise UserError(f"{file}: 'images' is empty")
+    image_of = {number: index for index, number in enumerate(images)}
+    rows: list[AnnotationRow] = []
+    for n, entry in enumerate(raw["annotations"]):
+        with reading(faults, file):
+            rows.append(_annotation(entry, n, label_of, image_of, file))
+    return Annotations.pack(str(file), Path(image_dir), categories, [*images.values()], rows)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -53,9 +67,14 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _categories(raw: dict[str, Any], file: Path) -> list[Category]:
     try:
-        categories = sorted(Category(_whole(entry["id"]), _text(entry["name"])) for entry in raw["categories"])
+        return check_categories([Category(_whole(entry["id"]), _text(entry["name"])) for entry in raw["categories"]], file)
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{file}: every entry of 'categories' needs a whole-number 'id' (to 2^53) and a 'name'") from None
+
+
+def check_categories(categories: list[Category], file: Path) -> list[Category]:
+    """`categories` by ascending id. Raises `UserError` if there are none, or an id or a name stands there twice."""
+    categories = sorted(categories)
     if categories and categories[0].id < 0:
         raise UserError(f"{file}: category id {categories[0].id} is negative")
     for what in ("id", "name"):
@@ -67,27 +86,17 @@ def _categories(raw: dict[str, Any], file: Path) -> list[Category]:
     return categories
 
 
-def _images(raw: dict[str, Any], file: Path) -> tuple[list[ImageRow], dict[int, int]]:
-    """The images, and the index of each id."""
-    images: list[ImageRow] = []
-    index_of: dict[int, int] = {}
-    for n, entry in enumerate(raw["images"]):
-        try:
-            size = _whole(entry.get("height") or 0), _whole(entry.get("width") or 0)
-            image = ImageRow(_whole(entry["id"]), _text(entry["file_name"]), *size)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            what = "needs a whole-number 'id' (to 2^53), a 'file_name', and if it has 'height' and 'width', whole numbers there"
-            raise UserError(f"{file}: images[{n}]{_id_of(entry)} {what}") from None
-        if min(size) < 0:
-            raise UserError(f"{file}: image id {image.id} has a negative height or width")
-        if image.id in index_of:
-            raise UserError(f"{file}: image id {image.id} occurs more than once")
-        check_file_name(image.file_name, f"{file}: image id {image.id}")
-        index_of[image.id] = n
-        images.append(image)
-    if not images:
-        raise UserError(f"{file}: 'images' is empty")
-    return images, index_of
+def _image(entry: Any, n: int, file: Path) -> ImageRow:
+    try:
+        size = _whole(entry.get("height") or 0), _whole(entry.get("width") or 0)
+        image = ImageRow(_whole(entry["id"]), _text(entry["file_name"]), *size)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        what = "needs a whole-number 'id' (to 2^53), a 'file_name', and if it has 'height' and 'width', whole numbers there"
+        raise UserError(f"{file}: images[{n}]{_id_of(entry)} {what}") from None
+    if min(size) < 0:
+        raise UserError(f"{file}: image id {image.id} has a negative height or width")
+    check_file_name(image.file_name, f"{file}: image id {image.id}")
+    return image
 
 
 def _annotation(entry: Any, n: int, label_of: dict[int, int], image_of: dict[int, int], file: Path) -> AnnotationRow:
@@ -99,20 +108,24 @@ def _annotation(entry: Any, n: int, label_of: dict[int, int], image_of: dict[int
     where = f"{file}: annotation {number}"
     if category_id not in label_of:
         known = ", ".join(str(i) for i in list(label_of)[:10]) + (", ..." if len(label_of) > 10 else "")
-        raise UserError(f"{where} has category_id {category_id}, which 'categories' does not list (it has {known})")
+        message = f"{where} has category_id {category_id}, which 'categories' does not list (it has {known})"
+        raise DataError("unknown class", message, annotation=number)
     if image_id not in image_of:
-        raise UserError(f"{where} has image_id {image_id}, which 'images' does not list")
+        message = f"{where} has image_id {image_id}, which 'images' does not list"
+        raise DataError("unknown image id", message, annotation=number)
     box = _box(entry.get("bbox"))
     if box is None:
         got = reprlib.repr(entry.get("bbox"))
-        raise UserError(f"{where} (image {image_id}): 'bbox' must be [x, y, width, height] in finite numbers, got {got}")
+        message = f"{where} (image {image_id}): 'bbox' must be [x, y, width, height] in finite numbers, got {got}"
+        raise DataError("unusable box", message, annotation=number)
     try:
         area = box[2] * box[3] if entry.get("area") is None else float(entry["area"])
         crowd = bool(_whole(entry.get("iscrowd") or 0))
     except (TypeError, ValueError, OverflowError):
         area, crowd = math.nan, False
     if not math.isfinite(area):
-        raise UserError(f"{where} (image {image_id}): 'area' must be a finite number and 'iscrowd' 0 or 1, if given")
+        message = f"{where} (image {image_id}): 'area' must be a finite number and 'iscrowd' 0 or 1, if given"
+        raise DataError("unusable entry", message, annotation=number)
     return AnnotationRow(image_of[image_id], number, label_of[category_id], box, area, crowd)
 
 
@@ -155,26 +168,22 @@ def _id_of(entry: Any) -> str:
 def check_file_name(name: str, where: str) -> None:
     """Raises `UserError` for an image file that lies outside the image folder: a data set names only its own files."""
     path = PurePath(name)
-    if path.anchor or ".." in path.parts or not path.name or any(ord(letter) < 32 for letter in name):
-        raise UserError(f"{where} has the file name {reprlib.repr(name)}, which must be a path inside the image folder")
+    odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name)  # the latter: bytes that are no UTF-8
+    if path.anchor or ".." in path.parts or not path.name or odd:
+        message = f"{where} has the file name {reprlib.repr(name)}, which must be a path inside the image folder"
+        raise DataError("unusable file name", message)
 
 
 def report_odd_boxes(annotations: Annotations) -> None:
     """Says which boxes training will clip or leave out."""
-    boxes, ids = annotations.coco_boxes, annotations.annotation_ids
-    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
-    size = np.repeat(annotations.sizes, np.diff(annotations.offsets), axis=0)[:, ::-1]  # width, height
-    known = (size > 0).all(axis=1)
-    flat = (boxes[:, 2:] <= 0).any(axis=1)
-    outside = known & ~flat & ((boxes[:, :2] >= size) | (boxes[:, :2] + boxes[:, 2:] <= 0)).any(axis=1)
-    across = known & ~flat & ~outside & ((boxes[:, :2] < -1) | (boxes[:, :2] + boxes[:, 2:] > size + 1)).any(axis=1)
+    odd, ids, image_of = annotations.odd_boxes(annotations.sizes), annotations.annotation_ids, annotations.image_of
     for mask, what in (
-        (flat, "have no area and are left out of training"),
-        (outside, "lie outside their image and are left out of training"),
-        (across, "reach more than a pixel over their image's border and are clipped"),
+        (odd["negative box"] | odd["zero-size box"], "have no area and are left out of training"),
+        (odd["outside box"], "lie outside their image and are left out of training"),
+        (odd["border box"], "reach more than a pixel over their image's border and are clipped"),
     ):
         if mask.any():
             rows = np.flatnonzero(mask)
             named = [f"{ids[row]} in {annotations.file_names[int(image_of[row])]}" for row in rows[:SHOWN]]
             named += ["..."] if len(rows) > SHOWN else []
-            say(f"note: {annotations.source}: {len(rows)} of {len(boxes)} boxes {what} (annotation {', '.join(named)})")
+            say(f"note: {annotations.source}: {len(rows)} of {len(ids)} boxes {what} (annotation {', '.join(named)})")

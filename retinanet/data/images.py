@@ -1,14 +1,20 @@
 """Any picture to RGB uint8, upright; and the resize that training and inference share."""
 
 import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from retinanet.data.faults import Fault, reading
 from retinanet.errors import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".jfif", ".avif"}
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow's decoders raise
+MANY = 2000  # files whose reading takes seconds, so that progress is shown
 
 
 class UnreadableImageError(UserError):
@@ -20,16 +26,52 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises `UnreadableImageError`, with the file and the reason in one line.
     """
+    with warnings.catch_warnings(action="ignore"), opened(path) as image:  # corrupt EXIF, palette transparency: handled here
+        return to_rgb(image)
+
+
+def read_sizes(paths: Sequence[Path], faults: list[Fault] | None = None) -> np.ndarray:
+    """[I, 2] int64 (height, width) of the pictures as `read_image` gives them, from their headers; many at a time.
+
+    Raises `UnreadableImageError`; with a list `faults` it is noted there, and the size 0.
+    """
+    from tqdm import tqdm
+
+    def read(path: Path) -> tuple[int, int]:
+        with reading(faults, path):
+            return _read_size(path)
+        return 0, 0
+
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(8) as pool:
+        sizes = tqdm(pool.map(read, paths), "image sizes", len(paths), unit="image", disable=len(paths) < MANY)
+        return np.array(list(sizes), np.int64).reshape(-1, 2)
+
+
+def _read_size(path: Path) -> tuple[int, int]:
+    with opened(path) as image:
+        turned = lies_down(image)
+        if turned and image.format == "TIFF":  # turns itself when decoded, in newer Pillows even before
+            image.load()
+            turned = False
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def lies_down(image: Image.Image) -> bool:
+    """By its EXIF tag it is stored turned by 90 degrees."""
+    return Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # PngImageFile's would decode it all
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """The file opened by Pillow; what that and the body raise about it becomes `UnreadableImageError`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # corrupt EXIF, palette transparency: handled here
-            with Image.open(path) as image:
-                return to_rgb(image)
+        with Image.open(path) as image:
+            yield image
     except FileNotFoundError:
         raise UnreadableImageError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         raise UnreadableImageError(f"{path}: not an image, or one of unknown format") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+    except DECODER_ERRORS as error:
         raise UnreadableImageError(f"{path}: {' '.join(str(error).split())}") from None
 
 

@@ -1,7 +1,9 @@
 """Which samples make which batch, reading them in worker processes, and putting them together."""
 
+import math
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
@@ -35,7 +37,9 @@ class Sample:
 
 
 class DetectionDataset(Dataset[Sample]):
-    """Sample (epoch, index) of a data set, read and transformed; an unreadable image is stood in for by a later one.
+    """Sample (epoch, index, round) of a data set, read and transformed; an unreadable image is stood in for by a later one.
+
+    `round` counts the times that an epoch has shown the image before: 0, 1, ... Each looks different.
 
     With `stand_in=False` (evaluation) an unreadable image is a grey one without objects, so that no image is evaluated
     twice. Either way its name and the reason are in `Sample.faults`.
@@ -47,23 +51,23 @@ class DetectionDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> Sample:
+        _, index, *_ = key
         faults: list[str] = []
         for shift in range(min(STAND_INS, len(self)) if self.stand_in else 1):
             chosen = (index + shift) % len(self)
             try:
-                return self._read(chosen, (self.seed, epoch, index), faults)
+                return self._read(chosen, (self.seed, *key), faults)
             except UnreadableImageError as error:
                 faults.append(str(error))
         if self.stand_in:
             raise UserError(f"{len(faults)} images in a row cannot be read; the first: {faults[0]}")
-        empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-        empty.image_id = int(self.annotations.image_ids[index])
+        image_id = int(self.annotations.image_ids[index])
+        empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), image_id)
         grey = np.full((PAD_MULTIPLE, PAD_MULTIPLE, 3), 128, np.uint8)
         return Sample(grey, empty, (PAD_MULTIPLE, PAD_MULTIPLE), self.annotations.file_names[index], faults, readable=False)
 
-    def _read(self, index: int, seed: tuple[int, int, int], faults: list[str]) -> Sample:
+    def _read(self, index: int, seed: tuple[int, ...], faults: list[str]) -> Sample:
         image = read_image(self.annotations.path(index))
         height, width = image.shape[:2]
         expected = tuple(self.annotations.sizes[index].tolist())
@@ -115,14 +119,52 @@ def _reduce_target(target: Target) -> tuple[Any, ...]:
 ForkingPickler.register(Target, _reduce_target)
 
 
-def epoch_batches(num_images: int, batch_size: int, seed: int, epoch: int, portrait: np.ndarray | None) -> np.ndarray:
+def repeat_factors(annotations: Annotations, threshold: float) -> np.ndarray:
+    """How often an epoch shows each image, at least once on average: [I] float64 (Gupta et al. 2019, LVIS, appendix B.1).
+
+    That of a class is sqrt(threshold / share of images that have it), that of an image is its rarest class's.
+    """
+    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    useful = ~annotations.crowd & (annotations.coco_boxes[:, 2:] > 0).all(axis=1)
+    images, labels = np.unique(np.stack([image_of, annotations.labels])[:, useful], axis=1)  # each class once in an image
+    share = np.bincount(labels) / len(annotations)
+    factors = np.ones(len(annotations))
+    np.maximum.at(factors, images, np.sqrt(threshold / share[labels]))
+    return factors
+
+
+def _drawn(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random order in which image i comes floor or ceil of factors[i] times, factors[i] on average.
+
+    One random number cuts the line of all fractions at every whole number: like a coin for each image, but their sum is
+    the same in every epoch to within one.
+    """
+    order = rng.permutation(len(factors))
+    whole, fraction = np.divmod(factors[order], 1)
+    cuts = np.floor(np.concatenate([[0], np.cumsum(fraction)]) + rng.random())
+    return rng.permutation(np.repeat(order, (whole + np.diff(cuts)).astype(np.int64)))
+
+
+def epoch_length(num_images: int, factors: np.ndarray | None) -> int:
+    """Images that an epoch shows."""
+    return num_images if factors is None else math.ceil(factors.sum())
+
+
+def epoch_batches(
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    portrait: np.ndarray | None,
+    factors: np.ndarray | None = None,
+) -> np.ndarray:
     """The global batches of an epoch, [steps, batch_size] indices, from (seed, epoch) alone.
 
-    Every image comes at least once; the last batch is filled up from the start of the order. With `portrait`, [I] bool,
-    batches hold one kind only, but for what is left over of both kinds.
+    Every image comes at least once, or with `repeat_factors` so often; the last batch is filled up from the start of the
+    order. With `portrait`, [I] bool, batches hold one kind only, but for what is left over of both kinds.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(num_images)
+    order = rng.permutation(num_images) if factors is None else _drawn(factors, rng)
     if portrait is not None:
         full: list[np.ndarray] = []
         rest: list[np.ndarray] = []
@@ -132,13 +174,13 @@ def epoch_batches(num_images: int, batch_size: int, seed: int, epoch: int, portr
             full.append(members[:cut])
             rest.append(members[cut:])
         order = np.concatenate(full + rest)
-    steps = -(-num_images // batch_size)
+    steps = -(-epoch_length(num_images, factors) // batch_size)
     batches = np.resize(order, (steps, batch_size))  # repeats the order as often as needed
     return batches[rng.permutation(steps)]
 
 
-class TrainSampler(Sampler[list[tuple[int, int]]]):
-    """This rank's part of every global batch from `start_step` to `total_steps`, as lists of (epoch, index)."""
+class TrainSampler(Sampler[list[tuple[int, ...]]]):
+    """This rank's part of every global batch from `start_step` to `total_steps`, as lists of (epoch, index, round)."""
 
     def __init__(
         self,
@@ -151,8 +193,10 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         portrait: np.ndarray | None = None,
+        factors: np.ndarray | None = None,
     ) -> None:
-        self.num_images, self.batch_size, self.seed, self.portrait = num_images, batch_size, seed, portrait
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.portrait, self.factors = portrait, factors
         self.start_step, self.total_steps = start_step, total_steps
         share = batch_size // world_size
         self.mine = slice(rank * share, (rank + 1) * share)
@@ -160,15 +204,19 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.total_steps - self.start_step
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        steps_per_epoch = -(-self.num_images // self.batch_size)
-        known_epoch, batches = -1, np.empty(0)
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        steps_per_epoch = -(-epoch_length(self.num_images, self.factors) // self.batch_size)
+        known_epoch, batches, shown = -1, np.empty((0, 0), np.int64), Counter[int]()
         for step in range(self.start_step, self.total_steps):
             epoch, position = divmod(step, steps_per_epoch)
             if epoch != known_epoch:
-                batches = epoch_batches(self.num_images, self.batch_size, self.seed, epoch, self.portrait)
-                known_epoch = epoch
-            yield [(epoch, int(index)) for index in batches[position][self.mine]]
+                batches = epoch_batches(self.num_images, self.batch_size, self.seed, epoch, self.portrait, self.factors)
+                known_epoch, shown = epoch, Counter(batches[:position].ravel().tolist())
+            keys: list[tuple[int, ...]] = []
+            for index in batches[position].tolist():
+                keys.append((epoch, index, shown[index]))
+                shown[index] += 1
+            yield keys[self.mine]
 
 
 def train_loader(dataset: DetectionDataset, sampler: TrainSampler, workers: int, *, pin: bool) -> DataLoader[Sample]:
@@ -189,7 +237,7 @@ def evaluation_loader(
     """`Batch`es with every image of the data set exactly once over all ranks, sorted by shape: little padding."""
     dataset = DetectionDataset(annotations, transform, stand_in=False)
     order = np.lexsort((annotations.sizes[:, 1], annotations.sizes[:, 0]))[rank::world_size]
-    batches = [[(0, int(i)) for i in order[n : n + batch_size]] for n in range(0, len(order), batch_size)]
+    batches = [[(0, int(i), 0) for i in order[n : n + batch_size]] for n in range(0, len(order), batch_size)]
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=_quiet_worker)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from retinanet.data.annotations import Annotations
 from retinanet.errors import UserError
+from retinanet.structures import shortened
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-SHOWN = 5  # ids named in an error
 
 
 def evaluate_rows(rows: np.ndarray, truth: Annotations) -> dict[str, Any]:
@@ -26,8 +26,13 @@ def evaluate_rows(rows: np.ndarray, truth: Annotations) -> dict[str, Any]:
         result = _run_cocoeval(rows, truth)
     metrics: dict[str, Any] = {name: _number(value) for name, value in zip(NAMES, result.stats, strict=True)}
     metrics["images"], metrics["detections"] = len(truth), len(rows)
-    metrics["per_class"] = _per_class(result.eval, truth)
+    metrics["per_class"] = _per_class(result, truth)
     return metrics
+
+
+def best_thresholds(metrics: dict[str, Any]) -> dict[str, float]:
+    """By class name, of the classes that have one: what `evaluate_rows` found."""
+    return {name: row["threshold"] for name, row in metrics["per_class"].items() if row["threshold"] is not None}
 
 
 def _run_cocoeval(rows: np.ndarray, truth: Annotations) -> Any:
@@ -50,9 +55,10 @@ def _run_cocoeval(rows: np.ndarray, truth: Annotations) -> Any:
     return result
 
 
-def _per_class(arrays: dict[str, Any], truth: Annotations) -> dict[str, dict[str, float | int | None]]:
-    """From COCOeval's arrays: precision and scores [T, 101, K, area, maxDets], recall [T, K, area, maxDets]."""
-    precision, recall, scores = (arrays[name] for name in ("precision", "recall", "scores"))
+def _per_class(result: Any, truth: Annotations) -> dict[str, dict[str, float | int | None]]:
+    """From COCOeval's arrays: precision [T, 101, K, area, maxDets], recall [T, K, area, maxDets], and its matches."""
+    precision, recall = result.eval["precision"], result.eval["recall"]
+    images = [result.evalImgs[n : n + len(truth)] for n in range(0, len(result.evalImgs), len(truth))]  # by class, then area
     order = np.argsort([c.id for c in truth.categories])  # COCOeval's K runs over ascending category ids
     counts = truth.counts()
     table: dict[str, dict[str, float | int | None]] = {}
@@ -62,17 +68,23 @@ def _per_class(arrays: dict[str, Any], truth: Annotations) -> dict[str, dict[str
             "AP50": _mean(precision[0, :, k, 0, -1]),
             "AR100": _mean(recall[:, k, 0, -1]),
             "boxes": int(counts[label]),
-            "threshold": _best_threshold(precision[0, :, k, 0, -1], scores[0, :, k, 0, -1]),
+            "threshold": _best_threshold(images[k * precision.shape[3]]),
         }
     return {category.name: table[category.name] for category in truth.categories}
 
 
-def _best_threshold(precision: np.ndarray, scores: np.ndarray) -> float | None:
-    """The score at which F1 is best on a precision-recall curve at recall 0, 0.01, ... 1; None without any match."""
-    recall = np.linspace(0, 1, len(precision))
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    best = int(f1.argmax())
-    return float(scores[best]) if f1[best] > 0 else None
+def _best_threshold(images: list[dict[str, Any] | None]) -> float | None:
+    """The score that gives the best F1 at IoU 0.5 if all below it are left out, from COCOeval's matches of a class in each
+    image; None without any match. Of equally good ones the highest."""
+    found = [image for image in images if image is not None]
+    boxes = sum(int((np.asarray(image["gtIgnore"]) == 0).sum()) for image in found)
+    counted = [~image["dtIgnore"][0].astype(bool) for image in found]
+    scores = np.concatenate([np.asarray(image["dtScores"])[mask] for image, mask in zip(found, counted)] or [np.empty(0)])
+    hits = np.concatenate([image["dtMatches"][0][mask] > 0 for image, mask in zip(found, counted)] or [np.empty(0)])
+    levels, level = np.unique(-scores, return_inverse=True)  # equal scores stay or go together
+    kept, right = np.cumsum(np.bincount(level)), np.cumsum(np.bincount(level, weights=hits))
+    f1 = 2 * right / np.maximum(kept + boxes, 1)
+    return -float(levels[f1.argmax()]) if right.size and right[-1] > 0 else None
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -107,5 +119,5 @@ def _mean(values: np.ndarray) -> float | None:
 def _check_ids(found: np.ndarray, known: np.ndarray, what: str, source: str) -> None:
     strange = np.unique(found[~np.isin(found, known)]).astype(np.int64)
     if len(strange):
-        named = ", ".join(map(str, strange[:SHOWN])) + (", ..." if len(strange) > SHOWN else "")
+        named = shortened([str(number) for number in strange])
         raise UserError(f"the detections have {what} {named}, which {source} does not: are they of this data set?")

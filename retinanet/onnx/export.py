@@ -76,8 +76,9 @@ def export_onnx(
         raise UserError(f"the size of a graph must be multiples of {PAD_MULTIPLE}, got {height}x{width}")
     check_exporter()
     postprocess = checkpoint.config.postprocess
-    header = OnnxHeader(checkpoint.categories, checkpoint.config.input, postprocess, checkpoint.thresholds, nms)
     model = checkpoint.build()
+    strides = model.anchor_generator.strides
+    header = OnnxHeader(checkpoint.categories, checkpoint.config.input, postprocess, checkpoint.thresholds, nms, strides)
     network = Candidates(model, postprocess) if nms else Raw(model)
     proto = to_proto(network, None if dynamic else (height, width))
     if nms:

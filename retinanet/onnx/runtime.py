@@ -49,6 +49,7 @@ class OnnxHeader:
     postprocess: PostprocessConfig
     thresholds: dict[str, float]  # best-F1 score by class name
     nms: bool
+    strides: tuple[int, ...] = STRIDES  # of the pyramid's levels
 
     def to_metadata(self) -> dict[str, str]:
         """JSON by key, for `metadata_props`."""
@@ -60,6 +61,7 @@ class OnnxHeader:
             "thresholds": self.thresholds,
             "postprocess": self.postprocess.model_dump(mode="json"),
             "nms": self.nms,
+            "strides": self.strides,
         }
         return {key: json.dumps(value, ensure_ascii=False) for key, value in content.items()}
 
@@ -79,13 +81,14 @@ class OnnxHeader:
                 PostprocessConfig.model_validate(content["postprocess"]),
                 {str(name): float(score) for name, score in content["thresholds"].items()},
                 bool(content["nms"]),
+                tuple(map(int, content.get("strides", STRIDES))),
             )
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
             raise UserError(f"{where}: its metadata are damaged ({type(error).__name__})") from None
 
     @staticmethod
     def _keys() -> set[str]:
-        return {MARK, "class_names", "category_ids", "input", "thresholds", "postprocess", "nms"}
+        return {MARK, "class_names", "category_ids", "input", "thresholds", "postprocess", "nms", "strides"}
 
 
 class Found(NamedTuple):
@@ -140,7 +143,7 @@ class OnnxModel(nn.Module):
             return Found(*(torch.from_numpy(values).to(images.device) for values in outputs))
         outputs = self._outputs(RAW_OUTPUTS, feeds)
         logits, deltas, anchors = (torch.from_numpy(values).to(images.device) for values in outputs)
-        cells = [-(-images.shape[-2] // stride) * -(-images.shape[-1] // stride) for stride in STRIDES]
+        cells = [-(-images.shape[-2] // stride) * -(-images.shape[-1] // stride) for stride in self.header.strides]
         per_cell = len(anchors) // sum(cells)
         return Predictions(logits, deltas, anchors, [per_cell * count for count in cells])
 

@@ -26,7 +26,8 @@ def verify_onnx(path: Path, checkpoint: Checkpoint) -> dict[str, float]:
     """The largest differences between the file's outputs and the checkpoint's on drawn images: one and several, of two
     sizes where the graph takes them, with and without detections. Raises `UserError` when they are too large."""
     model, other, config = checkpoint.build(), load_onnx(path, "cpu"), checkpoint.config
-    header = OnnxHeader(checkpoint.categories, config.input, config.postprocess, checkpoint.thresholds, other.header.nms)
+    fixed = checkpoint.categories, config.input, config.postprocess, checkpoint.thresholds
+    header = OnnxHeader(*fixed, other.header.nms, model.anchor_generator.strides)
     if header.to_metadata() != other.header.to_metadata():
         raise UserError(f"{path} was not made from this checkpoint: its metadata differ")
     trials = [(model(*trial), *trial) for trial in _trials(other.input_size)]

@@ -10,8 +10,8 @@ from retinanet.weights.layout import (
     COCO_CATEGORIES,
     NUM_ANCHORS,
     Imported,
+    check_classes,
     check_mark,
-    named_classes,
     permute_anchors,
     read_architecture,
     rename,
@@ -59,13 +59,14 @@ def import_detectron2_state(
     """
     check_mark(state, "detectron2")
     ours, moved, left = rename(state, lambda key: translate(key, NAMES), IGNORED)
-    named_classes(ours, categories)
+    check_classes(ours, categories)
     model = {**MODEL, **read_architecture(ours), "norm_eps": bn_eps}
-    if "backbone.conv1.weight" in ours:
-        ours["backbone.conv1.weight"] = ours["backbone.conv1.weight"].flip(1)  # BGR to RGB
+    stem = ours.get("backbone.conv1.weight")
+    if stem is not None and stem.ndim == 4:
+        ours["backbone.conv1.weight"] = stem.flip(1)  # BGR to RGB
     for key, value in ours.items():
         if ".final." in key:
-            if len(value) % NUM_ANCHORS:
+            if not value.ndim or len(value) % NUM_ANCHORS:
                 raise UserError(f"its box output is no convolution for {NUM_ANCHORS} anchors in a cell")
             ours[key] = permute_anchors(value, RATIO_MAJOR)
     return Imported(ours, {**GEOMETRY, "model": model}, categories, moved, left)

@@ -6,6 +6,7 @@ Nothing in a file is executed: unpicklers build tensors, arrays and plain data, 
 import io
 import pickle
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from retinanet.errors import UserError
 ZIP = b"PK\x03\x04"  # torch.save since 1.6
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before that: a pickled number comes first
 PICKLE = b"\x80"
+REFUSED = "is no pickle of plain arrays (it asks for {}); nothing in it was executed"
 NESTED = ("model", "state_dict")  # where a training checkpoint keeps its state dict: torchvision and detectron2; mmdet
 
 
@@ -58,7 +60,8 @@ def _load_torch(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if faulty := archive.testzip():  # torch compares no checksums
                     raise UserError(f"is damaged: wrong checksum of {faulty}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # plain data: torchvision's script keeps its arguments
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError:  # torch's own message advises to execute it
@@ -82,7 +85,7 @@ class _ArraysOnly(pickle.Unpickler):
         if name == "_frombuffer" and module in ("numpy.core.numeric", "numpy._core.numeric"):
             return _from_buffer
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise UserError(REFUSED.format(f"{module}.{name}"))
         return super().find_class(module, name)
 
 
@@ -93,15 +96,15 @@ def _from_buffer(content: bytes, dtype: np.dtype, shape: tuple[int, ...], order:
 
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
+        raise UserError(REFUSED.format(f"the codec {encoding}"))
     return text.encode("latin1")
 
 
 def _load_pickle(path: Path) -> Any:
     try:
         return _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        raise UserError(f"is no pickle of plain arrays ({error}); nothing in it was executed") from None
+    except UserError:
+        raise
     except Exception as error:  # of any kind: bytes that mean something else fail anywhere
         raise UserError(f"is a damaged pickle, or not complete ({type(error).__name__})") from None
 

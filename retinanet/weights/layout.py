@@ -141,12 +141,11 @@ def class_slots(state: dict[str, Tensor]) -> int:
     return len(bias) // NUM_ANCHORS
 
 
-def named_classes(state: dict[str, Tensor], categories: tuple[Category, ...]) -> tuple[Category, ...]:
-    """`categories`, if the class output has a slot for each and no other. Raises `UserError`."""
+def check_classes(state: dict[str, Tensor], categories: tuple[Category, ...]) -> None:
+    """Raises `UserError` unless the class output has a slot for each of `categories` and no other."""
     slots = class_slots(state)
     if slots != len(categories):
         raise UserError(f"it has {slots} classes, but {len(categories)} are named{coco_hint(categories)}")
-    return categories
 
 
 def coco_hint(categories: Sequence[Category]) -> str:

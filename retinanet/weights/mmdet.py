@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from retinanet.structures import Category
-from retinanet.weights.layout import COCO_CATEGORIES, Imported, check_mark, named_classes, read_architecture, rename, translate
+from retinanet.weights.layout import COCO_CATEGORIES, Imported, check_classes, check_mark, read_architecture, rename, translate
 
 GEOMETRY: dict[str, Any] = {"postprocess": {"clamp_shrinking": True}}  # dw and dh are clamped on both sides
 # Their BatchNorm is never updated.
@@ -33,7 +33,7 @@ def import_mmdet_state(
     """
     check_mark(state, "mmdet")
     ours, moved, left = rename(state, _our_name, IGNORED)
-    named_classes(ours, categories)
+    check_classes(ours, categories)
     model = {**MODEL, **read_architecture(ours), "norm_eps": bn_eps}
     return Imported(ours, {**GEOMETRY, "model": model}, categories, moved, left)
 

@@ -35,7 +35,18 @@ GEOMETRY: dict[str, Any] = {
 ANCHORS: dict[str, Any] = {"offset": 0.0, "integer": True, "strides": "grid"}
 
 # What its classes allow to differ, and what of our config has to be as it is there.
-FREE = ("num_classes", "backbone", "backbone_weights", "norm", "norm_eps", "freeze_stages", "p6_from", "head_norm", "prior")
+FREE = (
+    "num_classes",
+    "backbone",
+    "backbone_weights",
+    "norm",
+    "norm_eps",
+    "freeze_stages",
+    "p6_from",
+    "head_norm",
+    "prior",
+    "head_init",
+)
 BOUND = re.compile(r"model\..*|input\.(size_rounding|mean|std)|postprocess\.(clip|clamp_shrinking)")
 
 NAMES = (  # ours, theirs
@@ -74,7 +85,8 @@ def import_torchvision_state(
         "norm_eps": bn_eps,
         "anchors": ANCHORS,
     }
-    return Imported(ours, {**GEOMETRY, "model": model}, tuple(categories), moved, left)
+    loss = {"box_loss": "giou"} if step == NORMED_STEP else {}  # what version 2 goes on training with
+    return Imported(ours, {**GEOMETRY, "model": model, "loss": loss}, tuple(categories), moved, left)
 
 
 def export_torchvision_state(checkpoint: Checkpoint) -> dict[str, Tensor]:

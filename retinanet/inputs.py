@@ -1,0 +1,132 @@
+"""What the arguments of prediction name, as pictures one after the other: images, folders, globs, videos, cameras."""
+
+import glob
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retinanet.data.images import EXTENSIONS, UnreadableImageError, read_image
+from retinanet.distributed import say
+from retinanet.errors import UserError
+
+VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts"}
+DEFAULT_FPS = 30.0  # where a video or camera does not tell
+# Its own complaints would stand beside our one line. It is read once, before OpenCV's first video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
+class Source(NamedTuple):
+    name: str  # the path of an image or a video, or webcam:0
+    camera: int | None = None
+
+    @property
+    def is_video(self) -> bool:
+        return self.camera is not None or Path(self.name).suffix.lower() in VIDEOS
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture to find objects in. One of a video has its frame's number, from 0, its time in seconds, and `fps`, how many
+    frames of a second are looked at."""
+
+    source: Source
+    image: np.ndarray  # uint8 [H, W, 3]
+    image_id: int = 0  # a running number, from 1
+    number: int | None = None
+    time: float = 0.0
+    fps: float = 0.0
+
+
+def find_inputs(arguments: Sequence[str], *, recursive: bool = False) -> list[Source]:
+    """The images, videos and cameras that the arguments name, each once. Raises `UserError` for an argument without any."""
+    found: dict[Source, None] = {}
+    for text in arguments:
+        path, camera = Path(text), re.fullmatch(r"(?:webcam:)?(\d+)", text)
+        if path.is_dir():
+            files = sorted(path.rglob("*") if recursive else path.iterdir())
+            sources = [Source(str(f)) for f in files if f.suffix.lower() in EXTENSIONS | VIDEOS and f.is_file()]
+        elif camera and not path.exists():
+            sources = [Source(f"webcam:{camera[1]}", int(camera[1]))]
+        else:
+            names = [path] if path.exists() else sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207
+            sources = [Source(str(name)) for name in names if name.is_file()]
+        if not sources:
+            raise UserError(f"{text}: no such image, and no folder or glob with images or videos")
+        found |= dict.fromkeys(sources)
+    return list(found)
+
+
+class Reader:
+    """Reads the sources one after the other; each picture waits in `waiting` until its detections come.
+
+    What cannot be read is named and counted. Of videos every `every`-th frame is taken; they are never held whole.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, every: int = 1) -> None:
+        if every < 1:
+            raise UserError(f"every 1st, 2nd, 3rd ... frame can be taken, not every {every}")
+        self.sources, self.every = sources, every
+        self.waiting: deque[Frame] = deque()
+        self.count, self.unreadable = 0, 0
+        self.live = False  # a camera is being read, which only Ctrl-C ends
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for source in self.sources:
+            self.live = source.camera is not None
+            try:
+                frames = read_video(source, self.every) if source.is_video else [Frame(source, read_image(source.name))]
+                for frame in frames:
+                    self.count += 1
+                    self.waiting.append(replace(frame, image_id=self.count))
+                    yield frame.image
+            except UnreadableImageError as error:
+                self.count, self.unreadable = self.count + 1, self.unreadable + 1
+                say(f"warning: left out: {error}")
+
+    def total(self) -> int | None:
+        """How many pictures will come; None with a camera, or a video that does not tell."""
+        lengths = [video_length(source) if source.is_video else 1 for source in self.sources]
+        return sum(-(-length // self.every) for length in lengths) if all(lengths) else None
+
+
+def read_video(source: Source, every: int = 1) -> Iterator[Frame]:
+    """Frames 0, `every`, 2 * `every`, ..., turned as the video's metadata say. Raises `UnreadableImageError` for none."""
+    import cv2
+
+    capture, n, start = _capture(source), 0, time.monotonic()
+    fps, length = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    fps = fps if 0 < fps < 1000 else DEFAULT_FPS  # NaN is neither
+    try:
+        while (picture := capture.read()[1]) is not None:
+            if n % every == 0:
+                told = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 or n / fps  # 0 where the format has no times
+                seconds = told if source.camera is None else time.monotonic() - start
+                yield Frame(source, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), 0, n, seconds, fps / every)
+            n += 1
+    finally:
+        capture.release()
+    if n == 0:
+        raise UnreadableImageError(f"{source.name}: no {'video' if source.camera is None else 'camera'} that can be read")
+    if source.camera is None and n < 0.9 * length:  # some headers only estimate
+        say(f"warning: {source.name} ends after {n} of {length:.0f} frames: it may be damaged")
+
+
+def video_length(source: Source) -> int:
+    """Frames, as the header says; 0 where it does not, and for a camera."""
+    import cv2
+
+    return 0 if source.camera is not None else max(0, int(_capture(source).get(cv2.CAP_PROP_FRAME_COUNT)))
+
+
+def _capture(source: Source) -> Any:
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2.VideoCapture(source.name if source.camera is None else source.camera)
