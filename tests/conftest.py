@@ -2,9 +2,11 @@
 
 import json
 import os
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -33,6 +35,40 @@ def real_weights(real_data: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("needs pretrained backbones beside RETINANET_TEST_DATA")
     return folder
+
+
+class Outcome(NamedTuple):
+    """What came of a tool."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """A function that runs a tool as `python tools/NAME.py ARGUMENTS` does, in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(tool: str, *arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "tools" / f"{tool}.py"), *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        captured = capsys.readouterr()
+        return Outcome(ended.value.code or 0, captured.out, captured.err)  # type: ignore[arg-type]
+
+    return start
+
+
+def mistake(outcome: Outcome) -> str:
+    """The one line on stderr of a user's mistake."""
+    assert outcome.code == 2, outcome
+    lines = outcome.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
+    return lines[0]
 
 
 @pytest.fixture

@@ -1,42 +1,21 @@
 """tools/check_dataset.py: exit codes, what it prints, and what it writes."""
 
 import json
-import runpy
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from conftest import Run, mistake
 from PIL import Image
 
 TOOL = Path(__file__).parent.parent / "tools" / "check_dataset.py"
 RESOLUTION = ("input.short_edge=80", "input.long_edge=133")
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs the tool in `tmp_path` as from the command line."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        captured = capsys.readouterr()
-        return Outcome(ended.value.code or 0, captured.out, captured.err)  # type: ignore[arg-type]
-
-    return start
+def run(run_tool: Run) -> Run:
+    return partial(run_tool, "check_dataset")
 
 
 def save_pictures(folder: Path, *, seed: int, count: int = 5) -> list[str]:
@@ -64,13 +43,6 @@ def make_coco(root: Path, name: str, *, seed: int, width: float = 36) -> tuple[s
 def config(tmp_path: Path) -> str:
     (tmp_path / "config.yaml").write_text("input: {short_edge: 80, long_edge: 133}\n")
     return "config.yaml"
-
-
-def mistake(outcome: Outcome) -> str:
-    """The one line of a user's mistake."""
-    assert outcome.code == 2, outcome
-    assert outcome.err.count("\n") == 1 and outcome.err.startswith("error: "), outcome.err
-    return outcome.err
 
 
 def test_a_sound_data_set_is_fit_to_train(run: Run, tmp_path: Path, config: str) -> None:

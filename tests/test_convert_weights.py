@@ -1,20 +1,21 @@
 """The converting tool: what it writes and says, and one clear line for a wrong file, of which nothing is executed."""
 
 import pickle
-import runpy
 import subprocess
 import sys
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import Run, mistake
 from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn, retinanet_resnet50_fpn
@@ -33,36 +34,9 @@ TOOL = Path(__file__).parent.parent / "tools" / "convert_weights.py"
 SOURCES = list(IMPORTERS)
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """A function that runs the tool as from the command line, in `tmp_path`."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        captured = capsys.readouterr()
-        return Outcome(ended.value.code or 0, captured.out, captured.err)  # type: ignore[arg-type]
-
-    return start
-
-
-def mistake(outcome: Outcome) -> str:
-    """The one line on stderr of a user's mistake."""
-    assert outcome.code == 2, outcome
-    lines = outcome.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
-    return lines[0]
+def run(run_tool: Run) -> Run:
+    return partial(run_tool, "convert_weights")
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Run, mistake
 from PIL import Image
 from torch import nn
 
@@ -28,36 +29,9 @@ CATEGORIES = (Category(3, "red"), Category(7, "green"))  # those of `make_coco`
 DETECTION_KEYS = ["image_id", "file_name", "category_id", "category_name", "bbox", "score"]
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """A function that runs a tool as `python tools/NAME.py ARGUMENTS` does, in `tmp_path`, and returns what came of it."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(tool: str, *arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(TOOLS / f"{tool}.py"), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        captured = capsys.readouterr()
-        return Outcome(ended.value.code or 0, captured.out, captured.err)  # type: ignore[arg-type]
-
-    return start
-
-
-def mistake(outcome: Outcome) -> str:
-    """The one line on stderr of a user's mistake."""
-    assert outcome.code == 2, outcome
-    lines = outcome.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
-    return lines[0]
+def run(run_tool: Run) -> Run:
+    return run_tool
 
 
 @pytest.fixture

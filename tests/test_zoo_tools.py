@@ -1,15 +1,13 @@
 """The zoo's names where a checkpoint's path may stand: Predictor, predict, evaluate, train. Nothing is downloaded."""
 
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import Run
 from PIL import Image
 from torch import nn
 
@@ -35,28 +33,9 @@ TINY: dict[str, Any] = {
 }
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """A function that runs a tool as `python tools/NAME.py ARGUMENTS` does, in `tmp_path`, and returns what came of it."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(tool: str, *arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "tools" / f"{tool}.py"), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        captured = capsys.readouterr()
-        return Outcome(ended.value.code or 0, captured.out, captured.err)  # type: ignore[arg-type]
-
-    return start
+def run(run_tool: Run) -> Run:
+    return run_tool
 
 
 @pytest.fixture(autouse=True)
