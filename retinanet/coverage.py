@@ -96,7 +96,7 @@ def trained_boxes(annotations: Annotations, input: InputConfig) -> TrainedBoxes:
     new_of_kind = [resized_size((height, width), *edges) if height > 0 else (0, 0) for height, width in kinds.tolist()]
     new = np.array(new_of_kind, np.int64).reshape(-1, 2)[kind_of.reshape(-1)]  # [I, 2]
 
-    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    image_of = annotations.image_of
     old_wh, new_wh = (size[image_of][:, [1, 0, 1, 0]] for size in (old, new))  # [A, 4]
     boxes = annotations.coco_boxes.copy()
     boxes[:, 2:] += boxes[:, :2]

@@ -49,7 +49,9 @@ class Postprocessor:
         boxes, scores, labels = self._candidates(predictions, n)
         if self.clip == "before_nms":
             boxes = clip_boxes(boxes, size)
-        valid = self._valid(boxes) if self.clip == "before_nms" else boxes.isfinite().all(dim=1)
+            valid = self._valid(boxes)
+        else:  # what is empty shows only once it is clipped
+            valid = boxes.isfinite().all(dim=1)
         boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
         kept, scores = self._suppress(boxes, scores, labels)
         boxes, labels = rescale_boxes(boxes[kept], size, original), labels[kept]

@@ -124,7 +124,7 @@ def repeat_factors(annotations: Annotations, threshold: float) -> np.ndarray:
 
     That of a class is sqrt(threshold / share of images that have it), that of an image is its rarest class's.
     """
-    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    image_of = annotations.image_of
     useful = ~annotations.crowd & (annotations.coco_boxes[:, 2:] > 0).all(axis=1)
     images, labels = np.unique(np.stack([image_of, annotations.labels])[:, useful], axis=1)  # each class once in an image
     share = np.bincount(labels) / len(annotations)
