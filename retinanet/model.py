@@ -54,8 +54,8 @@ class RetinaNet(nn.Module):
         form = {"num_convs": head_convs, "norm": head_norm, "init": head_init}
         self.cls_subnet = Subnet(fpn_channels, num_anchors, num_classes, final_bias=prior_bias(prior), **form)  # type: ignore[arg-type]
         self.box_subnet = Subnet(fpn_channels, num_anchors, 4, **form)  # type: ignore[arg-type]
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
 
     def forward(self, images: Tensor, image_sizes: Tensor | Sequence[tuple[int, int]] | None = None) -> Predictions:
         """Raw predictions for `images` [B, 3, H, W], uint8 or float on the 0..255 scale, RGB.
@@ -63,7 +63,8 @@ class RetinaNet(nn.Module):
         `image_sizes` [B, 2] are the (height, width) before padding: what lies outside is set to 0 after normalising,
         so that the padding's content cannot matter. None: nothing is padding.
         """
-        pyramid = self.fpn(self.backbone(self.normalize(images, image_sizes)))
+        normalized = self.normalize(images, image_sizes).to(self.backbone.conv1.weight.dtype)  # [B, 3, H, W]
+        pyramid = self.fpn(self.backbone(normalized))
         grid_sizes = [(features.shape[-2], features.shape[-1]) for features in pyramid]
         return Predictions(
             cls_logits=self.cls_subnet(pyramid),  # [B, R, K]
@@ -74,14 +75,14 @@ class RetinaNet(nn.Module):
 
     def normalize(self, images: Tensor, image_sizes: Tensor | Sequence[tuple[int, int]] | None = None) -> Tensor:
         """(images - mean) / std in float32, 0 outside `image_sizes`."""
-        normalized = (images.to(self.mean.dtype) - self.mean) / self.std
+        normalized = (images - self.mean).div_(self.std)
         if image_sizes is None:
             return normalized
         sizes = torch.as_tensor(image_sizes, device=images.device)
         rows = torch.arange(images.shape[-2], device=images.device) < sizes[:, :1]  # [B, H]
         columns = torch.arange(images.shape[-1], device=images.device) < sizes[:, 1:]  # [B, W]
         inside = rows[:, None, :, None] & columns[:, None, None, :]
-        return torch.where(inside, normalized, torch.zeros_like(normalized))  # where, not *: the padding may hold NaN
+        return normalized.masked_fill_(~inside, 0)  # not *: the padding may hold NaN
 
 
 def build_model(config: ModelConfig, input: InputConfig, *, trained_backbone: bool = True) -> RetinaNet:

@@ -7,7 +7,7 @@ import torch
 
 from retinanet.errors import UserError
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(asked: str | torch.device | None) -> torch.device:
@@ -24,8 +24,8 @@ def choose_device(asked: str | torch.device | None) -> torch.device:
 
 def choose_precision(asked: str, device: torch.device) -> str:
     """`asked`, or for "auto" bf16 where the hardware computes with it, else fp32."""
-    if asked not in ("auto", "fp32", *DTYPES):
-        raise UserError(f"there is no precision '{asked}': expected auto, fp32, {' or '.join(DTYPES)}")
+    if asked not in ("auto", *DTYPES):
+        raise UserError(f"there is no precision '{asked}': expected auto, fp32, bf16 or fp16")
     if asked != "auto":
         return asked
     if device.type == "cuda":

@@ -17,7 +17,7 @@ from retinanet.data.images import read_image, resize, resized_size, to_rgb
 from retinanet.data.loader import Sample, collate
 from retinanet.distributed import say
 from retinanet.errors import UserError
-from retinanet.inference import detect_batches
+from retinanet.inference import detect_batches, prepare
 from retinanet.model import RetinaNet
 from retinanet.onnx.runtime import OnnxModel, load_onnx
 from retinanet.postprocess import build_postprocessor
@@ -52,6 +52,7 @@ class Predictor:
         score_threshold: float | None = None,
         device: str | torch.device | None = None,
         precision: str = "auto",
+        compile: bool = False,
         tile: int | None = None,
         overlap: float = 0.2,
         tta: bool = False,
@@ -62,7 +63,7 @@ class Predictor:
             raise UserError(f"the model has {model.num_classes} classes, but {len(categories)} categories are given")
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.model = prepare(model.eval().to(self.device), self.precision, compile=compile)
         self.input = input or InputConfig()
         self.categories = tuple(categories)
         self.tiling = None if tile is None else Tiling(tile, overlap)
@@ -154,7 +155,7 @@ class Predictor:
         batches = (
             collate([self._sample(images[n], regions[n][r], look) for n, r, look in part]) for part in _parts(todo, batch_size)
         )
-        answers = detect_batches(self.model, batches, self._postprocess, device=self.device, precision=self.precision)
+        answers = detect_batches(self.model, batches, self._postprocess, device=self.device)
         each = (detections for _, batch, _ in answers for detections in batch)
         for (n, r, look), detections in zip(todo, each, strict=True):
             found[n][r].append(_placed(detections, regions[n][r], look))

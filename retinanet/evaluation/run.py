@@ -18,7 +18,7 @@ from retinanet.data.transforms import Resize
 from retinanet.distributed import gather_to_main, is_main, rank, say, sum_over_ranks, world_size
 from retinanet.errors import UserError
 from retinanet.evaluation.coco import evaluate_rows
-from retinanet.inference import detect_batches
+from retinanet.inference import detect_batches, prepare
 from retinanet.postprocess import Postprocessor
 from retinanet.results import COLUMNS, entry_rows, read_entries, to_rows
 from retinanet.structures import Category, Detections, Target, shortened
@@ -68,7 +68,8 @@ def evaluate_model(
     samples: list[tuple[int, Detections]] = []
     sums = torch.zeros(3, device=device)
     batches = (replace(batch, targets=[_with_labels(t, label_of) for t in batch.targets]) for batch in loader)
-    answers = detect_batches(model, batches, postprocess, device=device, precision=precision, criterion=criterion)
+    fast = prepare(model, precision)
+    answers = detect_batches(fast, batches, postprocess, device=device, criterion=criterion)
     progress = tqdm(answers, "evaluate", len(loader), leave=False, disable=not is_main(), unit="batch")
     for batch, found, batch_losses in progress:
         if batch_losses is not None:
