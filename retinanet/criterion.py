@@ -53,28 +53,50 @@ class RetinaNetLoss:
         logits, deltas, anchors = predictions.cls_logits, predictions.box_deltas, predictions.anchors
         with torch.autocast(logits.device.type, enabled=False):
             images = zip(logits, targets, strict=True)
-            matches = [self.matcher(anchors, target.boxes, target.ignore_boxes) for _, target in images]  # [R] each
-            pairs = list(zip(matches, targets, strict=True))
-            labels = torch.stack([_anchor_labels(match, target.labels) for match, target in pairs])  # [B, R]
-            image, anchor = (labels >= 0).nonzero(as_tuple=True)  # of the F foreground anchors
-            boxes = torch.cat([target.boxes[match[match >= 0]] for match, target in pairs])  # [F, 4]
+            matches = torch.stack([self.matcher(anchors, t.boxes, t.ignore_boxes) for _, t in images])  # [B, R]
+            labels = torch.stack([_labels(match, target.labels) for match, target in zip(matches, targets, strict=True)])
             loss_cls = focal_loss_sum(logits.flatten(0, 1), labels.flatten(), self.alpha, self.gamma)
-            loss_box = self._box_loss(deltas[image, anchor].float(), anchors[anchor], boxes)
-        num_foreground = torch.full((), len(boxes), dtype=torch.float32, device=logits.device)
+            each = zip(matches, deltas.float(), targets, strict=True)
+            pairs = [
+                _pairs(match, delta, anchors, target.boxes, select=deltas.device.type == "cpu") for match, delta, target in each
+            ]
+            counts, *tensors = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+            loss_box = torch.where(counts, self._box_loss(*tensors), 0).sum()
+        num_foreground = (matches >= 0).sum(dtype=torch.float32)
         return LossSums(loss_cls, loss_box * self.box_loss_weight, num_foreground)
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """[F, 4] each -> [F]."""
         if self.box_loss == "giou":
-            return giou_loss(decode_boxes(deltas, anchors), boxes, reduction="sum")
+            return giou_loss(decode_boxes(deltas, anchors), boxes)
         if self.box_loss == "smooth_l1":
-            return smooth_l1_loss(deltas, encode_boxes(boxes, anchors), self.smooth_l1_beta, reduction="sum")
-        return l1_loss(deltas, encode_boxes(boxes, anchors), reduction="sum")
+            return smooth_l1_loss(deltas, encode_boxes(boxes, anchors), self.smooth_l1_beta).sum(dim=1)
+        return l1_loss(deltas, encode_boxes(boxes, anchors)).sum(dim=1)
 
 
-def _anchor_labels(matches: Tensor, labels: Tensor) -> Tensor:
+def _labels(match: Tensor, labels: Tensor) -> Tensor:
     """The class of each anchor's box where it has one; BACKGROUND and IGNORE stay: [R] int64."""
-    classes = torch.cat([labels, labels.new_zeros(1)])  # so that an image without boxes can be indexed too
-    return torch.where(matches >= 0, classes[matches.clamp(min=0)], matches)
+    return torch.where(match >= 0, _with_blank(labels)[match.clamp(min=0)], match)
+
+
+def _pairs(
+    match: Tensor, deltas: Tensor, anchors: Tensor, boxes: Tensor, *, select: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of an image's anchors: which count [F], their deltas, the anchors and their boxes, [F, 4] each.
+
+    With `select` the foreground alone. On a GPU that would make the host wait for the device: without, it is all anchors,
+    with deltas 0 and themselves as boxes where they do not count, so that no value of theirs reaches a gradient.
+    """
+    counts = match >= 0
+    if select:
+        return counts[counts], deltas[counts], anchors[counts], boxes[match[counts]]
+    own = torch.where(counts[:, None], _with_blank(boxes)[match.clamp(min=0)], anchors)
+    return counts, torch.where(counts[:, None], deltas, 0), anchors, own
+
+
+def _with_blank(values: Tensor) -> Tensor:
+    """One row more, so that an image without boxes can be indexed too."""
+    return torch.cat([values, values.new_zeros(1, *values.shape[1:])])
 
 
 def build_criterion(config: LossConfig) -> RetinaNetLoss:

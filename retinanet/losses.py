@@ -81,17 +81,16 @@ class _FocalLossSum(torch.autograd.Function):
 def _focal_chunk(
     x: Tensor, labels: Tensor, weights: tuple[float, float], gamma: float, *, slope: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum and slope [r, K] of rows `x` [r, K]: first as if all were negative, then the few positives put right."""
+    """Sum and slope [r, K] of rows `x` [r, K]: first as if all were negative, then each row's own class put right.
+
+    Every row is treated alike, for to ask which have a class would make the host wait for the device.
+    """
     loss, gradient = _focal_terms(x, weights[1], gamma, slope=slope)
-    row = (labels >= 0).nonzero()[:, 0]
-    column = labels[row]
-    positive, rise = _focal_terms(-x[row, column], weights[0], gamma, slope=slope)
-    loss[row, column] = positive
-    unused = (labels == IGNORED)[:, None]
-    loss.masked_fill_(unused, 0)
+    column, has_class, unused = (labels.clamp(min=0)[:, None], (labels >= 0)[:, None], (labels == IGNORED)[:, None])  # [r, 1]
+    positive, rise = _focal_terms(-x.gather(1, column), weights[0], gamma, slope=slope)
+    loss.scatter_(1, column, torch.where(has_class, positive, loss.gather(1, column))).masked_fill_(unused, 0)
     if gradient is not None and rise is not None:
-        gradient[row, column] = -rise
-        gradient.masked_fill_(unused, 0)
+        gradient.scatter_(1, column, torch.where(has_class, -rise, gradient.gather(1, column))).masked_fill_(unused, 0)
     return loss.sum(), gradient
 
 

@@ -24,8 +24,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
         ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)  # one pass over memory
 
 
 def warmup_length(config: TrainConfig, total_steps: int) -> int:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
+from retinanet import criterion
 from retinanet.config import LossConfig
 from retinanet.criterion import RetinaNetLoss, build_criterion
 from retinanet.matcher import Matcher
@@ -258,3 +260,32 @@ def test_build_criterion_follows_the_config() -> None:
     assert sums.loss_box.item() == pytest.approx(2 * (1 - 0.25), rel=1e-6)
     far = target(torch.tensor([[100.0, 0, 110, 4]]), (1,))  # IoU .4 with the third: not the .7, and no low-quality match
     assert build_criterion(config).sums(predictions(), [far]).num_foreground == 0
+
+
+@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
+def test_the_host_never_waits_for_a_gpu(box_loss: str) -> None:
+    """Tensors without data that say they are on a GPU: what needs a value on the host (`item`, a mask as index) raises."""
+    with FakeTensorMode():
+        anchors, some, none = (torch.empty(n, 4, device="cuda") for n in (24, 2, 0))
+        logits, deltas = (torch.empty(2, 24, n, device="cuda", requires_grad=True) for n in (3, 4))
+        targets = [Target(boxes, torch.empty(len(boxes), dtype=torch.int64, device="cuda"), some) for boxes in (some, none)]
+        sums = RetinaNetLoss(box_loss=box_loss).sums(Predictions(logits, deltas, anchors, [24]), targets)
+        assert sums.loss_cls.requires_grad and sums.loss_box.requires_grad
+        with pytest.raises(DynamicOutputShapeException):  # so that the above says something
+            logits[logits > 0]
+
+
+@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
+def test_the_gpus_way_through_the_box_loss_gives_the_same(box_loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All anchors instead of the foreground alone, and NaN in the deltas of one that does not count."""
+    pairs, found = criterion._pairs, []
+    for select in (True, False):
+        monkeypatch.setattr(criterion, "_pairs", lambda *tensors, select, way=select: pairs(*tensors, select=way))
+        out = random_predictions(2)
+        deltas = torch.where(torch.arange(4)[:, None] == 3, torch.nan, out.box_deltas)
+        sums = RetinaNetLoss(box_loss=box_loss).sums(out._replace(box_deltas=deltas), [target(FIRST + 1, (1,)), target()])
+        sums.loss_box.backward()
+        assert out.box_deltas.grad is not None and sums.num_foreground == 1
+        found.append((sums.loss_box.detach(), out.box_deltas.grad))
+    assert found[0][0] > 0 and found[0][1].isfinite().all()
+    torch.testing.assert_close(found[1], found[0])
