@@ -5,8 +5,9 @@ RUN := $(VENV)/bin/python
 CONFIG ?= configs/demo.yaml
 WEIGHTS ?= runs/demo/best.pt
 DEMO_RUN ?= runs/demo
+MEASURE ?= all
 
-.PHONY: help setup demo demo-smoke test test-slow lint format train evaluate predict tensorboard clean
+.PHONY: help setup demo demo-smoke test test-slow test-faults test-faults-long mutation-check lint format train evaluate predict benchmark tensorboard clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -35,8 +36,17 @@ demo-smoke:  ## the demo's road in a minute, without its result
 test: setup  ## the fast tests
 	$(RUN) -m pytest -m "not slow" --numprocesses auto
 
-test-slow: setup  ## the slow ones
+test-slow: setup  ## the slow ones, fault injection in short among them
 	$(RUN) -m pytest -m slow
+
+test-faults: setup  ## runs that are killed, starved and lied to, in two minutes
+	$(RUN) -m pytest tests/faults
+
+test-faults-long: setup  ## the same in 25 minutes: 60 runs killed at random, 24 minutes of random data
+	RETINANET_FAULTS_MINUTES=24 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/faults
+
+mutation-check: setup  ## takes each guard of docs/security.md out of a copy; a test must notice
+	$(RUN) tests/mutation_check.py
 
 lint: setup  ## style, errors, types
 	$(RUN) -m ruff check .
@@ -55,6 +65,9 @@ evaluate: setup  ## make evaluate WEIGHTS=runs/demo/best.pt
 
 predict: setup  ## make predict WEIGHTS=runs/demo/best.pt INPUT=photos/
 	$(RUN) tools/predict.py $(INPUT) --weights $(WEIGHTS) $(OPTIONS)
+
+benchmark: setup  ## speed and memory beside torchvision and pycocotools, 40 minutes; MEASURE=loss for one
+	$(RUN) tools/benchmark.py $(MEASURE) --json runs/benchmark/$(MEASURE).json --chart runs/benchmark/$(MEASURE).png $(OPTIONS)
 
 tensorboard: setup  ## curves and pictures of all runs
 	$(VENV)/bin/tensorboard --logdir runs

@@ -10,19 +10,19 @@ import stat
 import sys
 import time
 import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# Plain http on purpose: the host is an S3 bucket whose https certificate does not carry its name. What arrives is
-# trusted for its checksum alone, never for the connection it came over.
-BASE_URL = "http://images.cocodataset.org"
+from retinanet.download import is_safe, open_url
+from retinanet.errors import UserError
+
+# The bucket behind images.cocodataset.org, by the name that the host's certificate carries. What arrives is trusted for
+# its checksum.
+BASE_URL = "https://s3.amazonaws.com/images.cocodataset.org"
 DEFAULT_OUT = Path("datasets/coco")
 NEXT_COMMAND = "python tools/train.py configs/retinanet_r50_1x.yaml"
-TIMEOUT_S = 60
 TRIES = 5
 CHUNK_BYTES = 1 << 20
 EXAMPLES = """examples:
@@ -33,7 +33,7 @@ EXAMPLES = """examples:
 A run that was stopped goes on where it was: give the same command again."""
 
 
-class DownloadError(Exception):
+class DownloadError(UserError):
     """What went wrong, where, and what to do: one line, for the user."""
 
 
@@ -107,8 +107,7 @@ def transfer(url: str, part: Path, size: int) -> None:
     from tqdm import tqdm  # here, so that --help answers at once
 
     offset = size_of(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+    with open_url(url, {"Range": f"bytes={offset}-"} if offset else {}) as response:
         if offset and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
             print(f"{part.stem}: the server ignores Range requests, so the download starts again from zero", flush=True)
             offset = 0
@@ -180,6 +179,8 @@ def check_members(archive: Archive, members: Sequence[zipfile.ZipInfo]) -> None:
     total = sum(member.file_size for member in members)
     if total > archive.unpacked:
         raise DownloadError(f"{archive.name}: not unpacked, would take {total} bytes of {archive.unpacked} allowed")
+    if len(members) > archive.files + 1:  # the folder may be a member
+        raise DownloadError(f"{archive.name}: not unpacked, holds {len(members)} members, not {archive.files}")
 
 
 def unpack(archive: Archive, path: Path, out: Path) -> None:
@@ -201,9 +202,8 @@ def parse_args(argv: Sequence[str] | None, archives: Sequence[Archive]) -> argpa
     """Read the command line; a bad one exits with status 2."""
 
     def base_url(text: str) -> str:
-        parts = urllib.parse.urlsplit(text)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an address such as {BASE_URL}")
+        if not is_safe(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not an https address such as {BASE_URL}")
         return text.rstrip("/")
 
     splits = [archive.folder for archive in archives if archive.folder != "annotations"]
@@ -255,7 +255,7 @@ def main(
     except KeyboardInterrupt:
         print(f"\nstopped; {args.out} keeps what was fetched, run the same command again to go on", file=sys.stderr)
         return 130
-    except DownloadError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

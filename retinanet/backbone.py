@@ -1,5 +1,6 @@
 """torchvision's ResNets without their classifier: images to C3, C4, C5 (strides 8, 16, 32), or from C2 on."""
 
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
@@ -8,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from retinanet.bounded import check_unfolding
+from retinanet.download import download
 from retinanet.errors import UserError, import_torchvision
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")  # layer1 makes C2, ... layer4 C5
@@ -128,10 +131,9 @@ def _download(name: str, version: str) -> dict[str, Tensor]:
     cache = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]  # where torchvision keeps it too
     if not cache.exists():
         try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
             print(f"downloading {weights.url} to {cache}", flush=True)
-            torch.hub.download_url_to_file(weights.url, str(cache), hash_prefix=cache.stem.rsplit("-", 1)[1])
-        except (OSError, RuntimeError, HTTPException) as error:  # no network, wrong hash, connection broken off
+            download(weights.url, cache, ("sha256", cache.stem.rsplit("-", 1)[1]), largest=1 << 30)
+        except (OSError, UserError, HTTPException) as error:  # no network, wrong hash, connection broken off
             raise UserError(
                 f"model.backbone_weights: {weights.url} could not be downloaded ({error}); put the file at {cache} by hand, "
                 "or name a file, or none"
@@ -141,6 +143,9 @@ def _download(name: str, version: str) -> dict[str, Tensor]:
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_unfolding(archive, path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(

@@ -1,22 +1,31 @@
-"""Checkpoints: tensors and plain data only, loadable with `weights_only=True`, written so that a crash cannot tear one."""
+"""Checkpoints: tensors and plain data only, loadable with `weights_only=True`, written so that a crash cannot tear one, and
+sealed so that a flipped bit anywhere in the file is found."""
 
+import hashlib
+import mmap
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from retinanet.anchors import build_anchors
+from retinanet.bounded import check_unfolding
 from retinanet.config import Config, parse_config
 from retinanet.errors import UserError
 from retinanet.model import RetinaNet, build_model
-from retinanet.structures import Category
+from retinanet.structures import Category, check_names
 
 FORMAT = 1
-ARCHIVE_HEAD = b"PK\x03\x04"  # torch.save writes a zip archive
+ARCHIVE_HEAD, ARCHIVE_END = b"PK\x03\x04", b"PK\x05\x06"  # torch.save writes a zip archive; its end record has 22 bytes
+SEAL = 64  # characters of a SHA-256, the archive's comment: a zip's own checksums leave out its headers
 
 
 @dataclass
@@ -35,7 +44,10 @@ class Checkpoint:
 
         Raises `UserError` when the weights do not fit `config.model`.
         """
-        model = build_model(self.config.model, self.config.input, trained_backbone=False)
+        with torch.device("meta"):  # no random weights, which would take longer than reading the trained ones
+            model = build_model(self.config.model, self.config.input, trained_backbone=False)
+        model = model.to_empty(device="cpu")
+        model.anchor_generator = build_anchors(self.config.model.anchors)  # follows from the config: is in no checkpoint
         try:
             model.load_state_dict(self.ema or self.model)
         except RuntimeError as error:  # its lines list the differences, below a heading
@@ -44,8 +56,9 @@ class Checkpoint:
         return model.eval()
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes to a temporary file, flushes it to the disk, then renames it to `path`."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint, make_way: Callable[[], None] | None = None) -> None:
+    """Writes to a temporary file, flushes it to the disk, then renames it to `path`; between the two `make_way` may move
+    what is there. Raises `OSError` with the old file in place."""
     content = {
         "format": FORMAT,
         "config": checkpoint.config.model_dump(mode="json"),
@@ -58,13 +71,43 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")  # one name: what a killed process left is written over
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
+        with temporary.open("w+b") as file:
+            _write(content, file)
             file.flush()
             os.fsync(file.fileno())
+        if make_way is not None:
+            make_way()
         temporary.replace(path)
+        with suppress(OSError):  # the new name too, where the file system does that for a folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write(content: Any, file: BufferedRandom) -> None:
+    """The archive, and its seal as the archive's comment."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # torch's, of its writer's state, hides that of the disk
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+    file.seek(-2, os.SEEK_END)
+    file.write(SEAL.to_bytes(2, "little"))  # the length of the comment that follows
+    file.seek(0)
+    file.write(hashlib.file_digest(file, "sha256").hexdigest().encode())
+
+
+def _is_sealed(file: BufferedReader) -> bool:
+    """False for an archive without a seal, of another program. Raises `BadZipFile` when the seal is broken."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = content[-SEAL - 22 : -SEAL]
+        if end[:4] != ARCHIVE_END or end[-2:] != SEAL.to_bytes(2, "little"):
+            return False
+        with memoryview(content) as view, view[:-SEAL] as body:
+            if hashlib.sha256(body).hexdigest().encode() != content[-SEAL:]:
+                raise zipfile.BadZipFile("the SHA-256 is another")
+    return True
 
 
 def save_thresholds(path: Path, thresholds: dict[str, float]) -> list[str]:
@@ -87,9 +130,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"weights {path} were written by a newer version of this project (format {content['format']})")
     if not {"config", "categories", "model", "ema", "thresholds", "training"} <= set(content):
         raise UserError(f"weights {path} are not a checkpoint of this project")
+    categories = tuple(Category(c["id"], c["name"]) for c in content["categories"])
+    check_names(categories, f"weights {path}")
     return Checkpoint(
         config=parse_config(content["config"], where=f"config in {path}"),
-        categories=tuple(Category(c["id"], c["name"]) for c in content["categories"]),
+        categories=categories,
         model=content["model"],
         ema=content["ema"],
         thresholds=content["thresholds"],
@@ -111,8 +156,9 @@ def _read(path: Path) -> Any:
     if head != ARCHIVE_HEAD:
         raise UserError(f"weights {path} are not a checkpoint: {'the file is empty' if not head else 'another kind of file'}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            faulty = archive.testzip()  # torch compares no checksums
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            check_unfolding(archive, path)
+            faulty = None if _is_sealed(file) else archive.testzip()  # torch compares no checksums
         if faulty is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {faulty}")
         return torch.load(path, map_location="cpu", weights_only=True)

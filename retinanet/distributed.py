@@ -1,7 +1,7 @@
 """What differs between one process and many (torchrun), in one place. With one process every function is a no-op."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from retinanet.errors import printable
 from retinanet.precision import choose_device
 
 Result = TypeVar("Result")
@@ -31,7 +32,7 @@ def is_main() -> bool:
 def say(message: str) -> None:
     """Prints once, whatever the number of ranks."""
     if is_main():
-        print(message, flush=True)
+        print(printable(message), flush=True)
 
 
 @contextmanager
@@ -44,7 +45,10 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        store, number, size = next(dist.rendezvous("env://"))
+        start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} with {size}"
+        store = dist.PrefixStore(start, store)  # torchrun's outlives a restart, and gloo would find the dead ranks in it
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     try:
         yield chosen
     finally:
@@ -75,6 +79,13 @@ def share_from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Rank 0's values in the tensors of all ranks; in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def main_first(action: Callable[[], Result]) -> Result:

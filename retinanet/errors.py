@@ -4,6 +4,7 @@ import difflib
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -13,8 +14,24 @@ from typing import Any
 MENDABLE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # the latter: bytes of a file's name that are no UTF-8
+
+
 class UserError(Exception):
     """Something the user can mend. The message says what, where, and what to do, in one line."""
+
+    exit_code = 2
+
+
+class RunError(UserError):
+    """A run that failed on its way, through no mistake on the command line; it may go on from its checkpoint."""
+
+    exit_code = 1
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters but line ends as `\\x1b`: no file's name may speak to the terminal."""
+    return CONTROL.sub(lambda found: found[0] if found[0] == "\n" else repr(found[0])[1:-1], text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -38,7 +55,7 @@ def import_torchvision() -> Any:
 
 
 def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Runs a tool's `main`: a `UserError` becomes one line and exit code 2, Ctrl-C exit code 130."""
+    """Runs a tool's `main`: a `UserError` becomes one line and its exit code, Ctrl-C exit code 130."""
 
     @functools.wraps(main)
     def run() -> None:
@@ -48,8 +65,8 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
             sys.exit(code)
         except UserError as error:
             message = str(error).rsplit("UserError: ", 1)[-1].strip()  # from a loading process it comes with a traceback
-            print(f"error: {message}", file=sys.stderr)
-            sys.exit(2)
+            print(f"error: {printable(message)}".replace("\n", "\\n"), file=sys.stderr)
+            sys.exit(error.exit_code)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(130)

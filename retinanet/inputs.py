@@ -4,22 +4,31 @@ import glob
 import os
 import re
 import time
+import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby, islice, repeat, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from retinanet.data.images import EXTENSIONS, UnreadableImageError, read_image
-from retinanet.distributed import say
-from retinanet.errors import UserError
+from retinanet.distributed import rank, say, world_size
+from retinanet.errors import UserError, printable
 
+Result = TypeVar("Result")
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts"}
 DEFAULT_FPS = 30.0  # where a video or camera does not tell
 # Its own complaints would stand beside our one line. It is read once, before OpenCV's first video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+# By its content a file of any name may be a list of others, on this machine or in the network: such are not followed.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,asf,flv"
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", f"protocol_whitelist;file|format_whitelist;{CONTAINERS}")
 
 
 class Source(NamedTuple):
@@ -63,40 +72,82 @@ def find_inputs(arguments: Sequence[str], *, recursive: bool = False) -> list[So
     return list(found)
 
 
-class Reader:
-    """Reads the sources one after the other; each picture waits in `waiting` until its detections come.
+def read_ahead(jobs: Iterable[Callable[[], Result]], ahead: int, threads: int = 4) -> Iterator[Future[Result]]:
+    """`jobs` in order, each begun and maybe done. While the caller works with one, threads do the next `ahead` of them."""
+    rest = iter(jobs)
+    # Warnings are silenced once for all: threads that each do it, as `read_image` would, undo each other's.
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(threads) as pool:
+        try:
+            begun = deque(pool.submit(job) for job in islice(rest, ahead))
+            while begun:
+                begun.extend(pool.submit(job) for job in islice(rest, 1))
+                yield begun.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)  # and waits for what is being done
 
-    What cannot be read is named and counted. Of videos every `every`-th frame is taken; they are never held whole.
+
+class Reader:
+    """Reads the sources in batches of `size` pictures; the next batch is read while the caller works on one.
+
+    What cannot be read is named, counted, and missing in its batch. Of videos every `every`-th frame is taken; they are
+    never held whole. The ranks take turns batch by batch: together they give the batches that one process gives.
     """
 
-    def __init__(self, sources: Sequence[Source], *, every: int = 1) -> None:
+    def __init__(self, sources: Sequence[Source], size: int = 8, *, every: int = 1) -> None:
+        if size < 1:
+            raise UserError(f"the batch size must be at least 1, got {size}")
         if every < 1:
             raise UserError(f"every 1st, 2nd, 3rd ... frame can be taken, not every {every}")
-        self.sources, self.every = sources, every
-        self.waiting: deque[Frame] = deque()
+        if world_size() > 1 and (videos := [source.name for source in sources if source.is_video]):
+            raise UserError(f"{videos[0]}: several processes share pictures, not videos or cameras: start one without torchrun")
+        self.sources, self.size, self.every = sources, size, every
         self.count, self.unreadable = 0, 0
         self.live = False  # a camera is being read, which only Ctrl-C ends
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for source in self.sources:
-            self.live = source.camera is not None
+    def __iter__(self) -> Iterator[list[Frame]]:
+        pictures = self._numbered()
+        while batch := list(islice(pictures, self.size)):
+            if frames := [frame for frame in batch if frame is not None]:
+                yield frames
+
+    def _numbered(self) -> Iterator[Frame | None]:
+        for picture in self._pictures():
+            self.count += 1
             try:
-                frames = read_video(source, self.every) if source.is_video else [Frame(source, read_image(source.name))]
-                for frame in frames:
-                    self.count += 1
-                    self.waiting.append(replace(frame, image_id=self.count))
-                    yield frame.image
+                frame = picture.result()
             except UnreadableImageError as error:
-                self.count, self.unreadable = self.count + 1, self.unreadable + 1
-                say(f"warning: left out: {error}")
+                frame = None
+                self.unreadable += 1
+                print(f"warning: left out: {printable(str(error))}", flush=True)  # whichever rank it is
+            yield frame and replace(frame, image_id=self.count)
+
+    def _pictures(self) -> Iterator[Future[Frame | None]]:
+        """None stands for another rank's."""
+        for is_video, sources in groupby(self.sources, lambda source: source.is_video):
+            if not is_video:
+                stills = (partial(self._still, n, source) for n, source in enumerate(sources))
+                yield from read_ahead(stills, self.size * world_size())
+                continue
+            for source in sources:
+                self.live = source.camera is not None
+                with closing(read_video(source, self.every)) as frames:
+                    pictures = read_ahead(repeat(partial(next, frames, None)), self.size, threads=1)
+                    yield from takewhile(lambda picture: picture.exception() or picture.result(), pictures)
+
+    def _still(self, n: int, source: Source) -> Frame | None:
+        return Frame(source, read_image(source.name)) if self._is_mine(n) else None
+
+    def _is_mine(self, n: int) -> bool:
+        return n // self.size % world_size() == rank()
 
     def total(self) -> int | None:
         """How many pictures will come; None with a camera, or a video that does not tell."""
-        lengths = [video_length(source) if source.is_video else 1 for source in self.sources]
+        mine = [source for n, source in enumerate(self.sources) if self._is_mine(n)]
+        lengths = [video_length(source) if source.is_video else 1 for source in mine]
         return sum(-(-length // self.every) for length in lengths) if all(lengths) else None
 
 
-def read_video(source: Source, every: int = 1) -> Iterator[Frame]:
+def read_video(source: Source, every: int = 1) -> Generator[Frame, None, None]:
     """Frames 0, `every`, 2 * `every`, ..., turned as the video's metadata say. Raises `UnreadableImageError` for none."""
     import cv2
 

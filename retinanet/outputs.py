@@ -3,8 +3,10 @@
 import csv
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,25 @@ import numpy as np
 from PIL import Image
 
 from retinanet.data.writers import voc_xml, yolo_line
-from retinanet.distributed import say
+from retinanet.distributed import gather_to_main, is_main, say
 from retinanet.errors import UserError
 from retinanet.inputs import Frame, Source
 from retinanet.results import to_entries, to_rows, write_entries
 from retinanet.structures import Category, Detections
-from retinanet.visualize import draw_detections
+from retinanet.visualize import contact_sheet, draw_detections
 
 FORMATS = ("json", "coco", "yolo", "voc", "csv", "crops")
 LARGEST_JPEG = 65_500  # pixels a side
+BEHIND = 8  # pictures that wait to be written
+SHEET_SIZE = 12  # pictures on the page that shows some of them
 CSV_FIELDS = ("image_id", "file_name", "frame", "time", "category_id", "category_name", "x", "y", "width", "height", "score")
 
 
 class Outputs:
-    """Writes to `folder`, in `formats`, what was found in one picture after the other; `close` writes what holds all of them.
+    """Writes to `folder`, in `formats`, what was found in one picture after the other, in a thread of its own; `close`
+    writes what holds all of them. Each raises what went wrong since.
 
-    `inputs` are never written over, although `folder` may be their own.
+    `inputs` are never written over, although `folder` may be their own. Files are named in their order, on every rank alike.
     """
 
     def __init__(
@@ -37,38 +42,59 @@ class Outputs:
         *,
         formats: Collection[str] = ("json",),
         pictures: bool = True,
+        sheet: bool = False,
         inputs: Sequence[Source] = (),
     ) -> None:
         self.folder, self.categories, self.formats, self.pictures = folder, categories, formats, pictures
         self.class_folders = folder_names(categories)
         self._inputs = {Path(source.name).resolve() for source in inputs}
-        self._stems = set[str]()
-        self.sheet = folder / f"{self._free('sheet', '.jpg')}.jpg"  # for a page that the tool may add
+        self._stems, self._stem_of = set[str](), dict[Source, str]()
+        self._sheet = folder / f"{self._free('sheet', '.jpg')}.jpg"
+        self._to_show, self._shown = SHEET_SIZE if sheet and is_main() else 0, list[np.ndarray]()
+        for source in inputs:
+            self._stem(source)
         self._entries: list[dict[str, Any]] = []
-        self._source: Source | None = None  # the video at hand, its file of boxes, and the pictures in it
-        self._video, self._written = Path(), 0
+        self.objects = 0  # known once it is closed
+        self._source: Source | None = None  # the video at hand, and the pictures in its file of boxes
+        self._written = 0
         self._writer: Any = None
+        self._thread, self._waiting = ThreadPoolExecutor(1), deque[Future[None]]()
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, frame: Frame, detections: Detections) -> None:
+        self._waiting.append(self._thread.submit(self._add, frame, detections))
+        while len(self._waiting) > BEHIND:
+            self._waiting.popleft().result()
+
+    def _add(self, frame: Frame, detections: Detections) -> None:
         names = {category.id: category.name for category in self.categories}
         entries = to_entries(to_rows(frame.image_id, detections), {frame.image_id: frame.source.name}, names)
+        stem = self._stem(frame.source)
         if frame.number is None:
-            picture = draw_detections(frame.image, detections) if self.pictures else frame.image
-            stem = self._free(Path(frame.source.name).stem, suffix_for(picture))
+            suffix = suffix_for(frame.image)
+            if suffix == ".png" and (self.folder / f"{stem}.png").resolve() in self._inputs:
+                stem = self._free(stem, suffix)
             if self.pictures:
-                save_picture(picture, self.folder / f"{stem}{suffix_for(picture)}")
+                save_picture(draw_detections(frame.image, detections), self.folder / f"{stem}{suffix}")
         else:
             entries = [entry | {"frame": frame.number, "time": round(frame.time, 3)} for entry in entries]
             if self._source != frame.source:
                 self._end_video()
                 self._source = frame.source
-                self._video = self.folder / f"{self._free(Path(frame.source.name.replace(':', '_')).stem, '.mp4')}.mp4"
-            stem = self._free(f"{self._video.stem}_{frame.number:06d}", "")
             if self.pictures:
-                self._write_frame(frame, draw_detections(frame.image, detections, min_side=1))  # at its own size
+                picture = draw_detections(frame.image, detections, min_side=1)  # at its own size
+                self._write_frame(frame, picture, self.folder / f"{stem}.mp4")
+            stem = self._free(f"{stem}_{frame.number:06d}", "")
         self._write_labels(frame, detections, stem)
         self._entries += entries
+        if len(detections) and len(self._shown) < self._to_show:
+            self._shown.append(draw_detections(frame.image, detections))
+
+    def _stem(self, source: Source) -> str:
+        if source not in self._stem_of:
+            stem = Path(source.name).stem
+            self._stem_of[source] = self._free(stem.replace(":", "_"), ".mp4") if source.is_video else self._free(stem, ".jpg")
+        return self._stem_of[source]
 
     def _free(self, stem: str, suffix: str) -> str:
         """The stem, numbered where it is taken: by another picture, or with `suffix` by an input."""
@@ -93,14 +119,14 @@ class Outputs:
                 if (crop := frame.image[y1:y2, x1:x2]).size:
                     save_picture(crop, self.folder / "crops" / self.class_folders[label] / f"{stem}_{n}{suffix_for(crop)}")
 
-    def _write_frame(self, frame: Frame, picture: np.ndarray) -> None:
+    def _write_frame(self, frame: Frame, picture: np.ndarray, path: Path) -> None:
         import cv2
 
         if self._writer is None:
             size = picture.shape[1], picture.shape[0]
-            self._writer = cv2.VideoWriter(str(self._video), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, size)
+            self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, size)
             if not self._writer.isOpened():
-                raise UserError(f"{self._video}: this OpenCV cannot write such a video; --no-pictures does without")
+                raise UserError(f"{path}: this OpenCV cannot write such a video; --no-pictures does without")
         # A camera's picture stands for those missed before it too, or the video would run faster than what it shows.
         due = round(frame.time * frame.fps) - self._written if frame.source.camera is not None else 0
         for _ in range(max(0, due) + 1):
@@ -112,17 +138,26 @@ class Outputs:
             self._writer.release()
         self._writer, self._written = None, 0
 
-    def close(self) -> int:
-        """Writes the files that hold everything, after an interrupt what was found until then. Returns the objects found."""
+    def close(self) -> None:
+        """Writes the files that hold everything, after an interrupt what was found until then. With many ranks all must
+        call this; the first one writes what all of them found, in the pictures' order, and a page of its own."""
+        self._thread.shutdown()
         self._end_video()
-        if "json" in self.formats:
-            write_entries(self.folder / "detections.json", self._entries)
-        if "coco" in self.formats:
+        parts = gather_to_main(self._entries)
+        entries = sorted((entry for part in parts for entry in part), key=itemgetter("image_id"))
+        self.objects = len(entries)
+        common = self.formats if is_main() else ()
+        if "json" in common:
+            write_entries(self.folder / "detections.json", entries)
+        if "coco" in common:
             keys = ("image_id", "category_id", "bbox", "score")
-            write_entries(self.folder / "coco.json", [{key: entry[key] for key in keys} for entry in self._entries])
-        if "csv" in self.formats:
-            write_csv(self.folder / "detections.csv", self._entries)
-        return len(self._entries)
+            write_entries(self.folder / "coco.json", [{key: entry[key] for key in keys} for entry in entries])
+        if "csv" in common:
+            write_csv(self.folder / "detections.csv", entries)
+        if self._shown:
+            save_picture(contact_sheet(self._shown), self._sheet)
+        for written in self._waiting:
+            written.result()
 
 
 def folder_names(categories: Sequence[Category]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -14,10 +15,11 @@ from torch import Tensor
 from retinanet.checkpoint import Checkpoint
 from retinanet.config import InputConfig, PostprocessConfig
 from retinanet.data.images import read_image, resize, resized_size, to_rgb
-from retinanet.data.loader import Sample, collate
+from retinanet.data.loader import COMPILED_MULTIPLE, PAD_MULTIPLE, Sample, collate
 from retinanet.distributed import say
 from retinanet.errors import UserError
 from retinanet.inference import detect_batches, prepare
+from retinanet.inputs import read_ahead
 from retinanet.model import RetinaNet
 from retinanet.onnx.runtime import OnnxModel, load_onnx
 from retinanet.postprocess import build_postprocessor
@@ -38,7 +40,8 @@ class Predictor:
     `score_threshold`: None takes the checkpoint's best threshold of each class (0.5 for a class without one).
     `tile`: pictures larger than this many pixels a side are looked at in tiles, which share `overlap` of a side, and as a
     whole; each tile is resized by `input` as a picture would be. `tta`: every picture, or tile, is looked at six times,
-    mirrored and at three sizes, and the boxes are fused.
+    mirrored and at three sizes, and the boxes are fused. `precision`: fp32, bf16, fp16, or auto: bf16 where the hardware
+    computes with it. `compile`: by torch.compile, which takes a minute for each size of pictures and pays on a GPU.
     """
 
     def __init__(
@@ -62,8 +65,9 @@ class Predictor:
         if len(categories) != model.num_classes:
             raise UserError(f"the model has {model.num_classes} classes, but {len(categories)} categories are given")
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
+        self.precision = model.precision if isinstance(model, OnnxModel) else choose_precision(precision, self.device)
         self.model = prepare(model.eval().to(self.device), self.precision, compile=compile)
+        self._multiple = COMPILED_MULTIPLE if compile else PAD_MULTIPLE
         self.input = input or InputConfig()
         self.categories = tuple(categories)
         self.tiling = None if tile is None else Tiling(tile, overlap)
@@ -86,13 +90,25 @@ class Predictor:
         weights: str | Path,
         *,
         device: str | torch.device | None = None,
+        precision: str = "auto",
+        runtime: str = "auto",
         **options: Any,
     ) -> "Predictor":
         """From the path of a checkpoint or of an ONNX file (.onnx), or a name of the zoo. Raises `UserError` when it cannot
-        be had. `options`: `score_threshold`, `precision`, `tile`, `overlap`, `tta`."""
+        be had. `runtime` and `precision` of an ONNX file: see `load_onnx`. `options`: `score_threshold`, `tile`, `overlap`,
+        `tta`."""
         if Path(weights).suffix.lower() == ".onnx":
-            return cls.from_onnx(load_onnx(weights, device), **options)
-        return cls.from_checkpoint(load_weights(weights), device=device, **options)
+            model = load_onnx(weights, device, runtime=runtime, precision=precision)
+            say(f"{weights}: {model.description}")
+            return cls.from_onnx(model, **options)
+        if runtime != "auto":
+            raise UserError(f"runtime='{runtime}' is for ONNX files, which {weights} is not")
+        if precision == "int8":
+            raise UserError(
+                f"int8 takes an ONNX file, made with: python tools/export.py --weights {weights} --out NAME.onnx --dynamic "
+                "--int8 --calibrate PHOTOS"
+            )
+        return cls.from_checkpoint(load_weights(weights), device=device, precision=precision, **options)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, **options: Any) -> "Predictor":
@@ -106,9 +122,7 @@ class Predictor:
         )
 
     @classmethod
-    def from_onnx(cls, model: OnnxModel, *, precision: str = "auto", **options: Any) -> "Predictor":
-        if precision not in ("auto", "fp32"):
-            raise UserError(f"an ONNX file computes in fp32, not in {precision}")
+    def from_onnx(cls, model: OnnxModel, **options: Any) -> "Predictor":
         if model.input_size is not None:
             height, width = model.input_size
             say(
@@ -123,7 +137,6 @@ class Predictor:
             postprocess=header.postprocess,
             thresholds=header.thresholds,
             device=model.device,
-            precision="fp32",
             **options,
         )
 
@@ -135,7 +148,10 @@ class Predictor:
         """Objects in a picture, or in each of a list: a path, PIL image, RGB array [H, W, 3] uint8 or tensor [3, H, W]
         (uint8, or float in 0..1). Boxes are in pixels of the picture, upright. Raises `UnreadableImageError`."""
         if isinstance(images, list):
-            return list(self.stream((to_array(image) for image in images), batch_size))
+            threads = 4 if all(isinstance(image, str | Path) for image in images) else 1  # a PIL image may be there twice
+            jobs = (partial(to_array, image) for image in images)
+            pictures = read_ahead(jobs, batch_size if self.tiling is None else 1, threads)
+            return list(self.stream((picture.result() for picture in pictures), batch_size))
         return next(self.stream([to_array(images)], batch_size))
 
     def stream(self, images: Iterable[np.ndarray], batch_size: int = 8) -> Iterator[Detections]:
@@ -153,7 +169,8 @@ class Predictor:
         looks = AUGMENTED if self.tta else PLAIN  # the outer loop: a batch of one scale needs little padding
         todo = [(n, r, look) for look in looks for n, mine in enumerate(regions) for r in range(len(mine))]
         batches = (
-            collate([self._sample(images[n], regions[n][r], look) for n, r, look in part]) for part in _parts(todo, batch_size)
+            collate([self._sample(images[n], regions[n][r], look) for n, r, look in part], self._multiple)
+            for part in _parts(todo, batch_size)
         )
         answers = detect_batches(self.model, batches, self._postprocess, device=self.device)
         each = (detections for _, batch, _ in answers for detections in batch)

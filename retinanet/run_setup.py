@@ -70,11 +70,10 @@ def run_length(config: Config, num_images: int) -> tuple[int, int]:
     of 8 images are about what new classes need, and a small data set is known by heart after 100 passes.
     """
     settings = config.train
-    share = settings.batch_size // world_size()
-    if share * world_size() != settings.batch_size or share % settings.accumulate_steps:
+    if settings.batch_size < world_size() or settings.accumulate_steps > math.ceil(settings.batch_size / world_size()):
         raise UserError(
             f"train.batch_size {settings.batch_size} cannot be shared by {world_size()} process(es) in "
-            f"{settings.accumulate_steps} accumulated part(s) each"
+            f"{settings.accumulate_steps} accumulated part(s) each: that would leave some without an image"
         )
     if settings.epochs is not None and settings.max_steps is not None:
         raise UserError("set at most one of train.epochs and train.max_steps")

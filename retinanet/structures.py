@@ -5,6 +5,7 @@ A anchors in a cell, R anchors of all levels, K foreground classes.
 Boxes are xyxy, float32, in pixels of the image at hand. Image sizes are (height, width). Labels are 0..K-1.
 """
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,12 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retinanet.errors import CONTROL, UserError
+
 
 class Category(NamedTuple):
     """A class of the data set: `id` is the data set's own, its position in a list of categories is the label."""
 
     id: int
     name: str
+
+
+def check_names(categories: Sequence[Category], where: str) -> None:
+    """Raises `UserError` for a class whose name holds control characters: names are printed to terminals."""
+    for category in categories:
+        if CONTROL.search(category.name):
+            raise UserError(f"{where}: the name of class {category.id}, {reprlib.repr(category.name)}, has control characters")
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -68,9 +78,10 @@ class Batch:
         return self
 
     def split(self, parts: int) -> list["Batch"]:
-        """Cuts the batch into `parts` of equal size; each keeps the common padding."""
-        size = len(self.targets) // parts
-        cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
+        """Cuts the batch into `parts` as even as may be, none of them empty; each keeps the common padding."""
+        size = len(self.targets)
+        parts = min(parts, size)
+        cuts = [slice(i * size // parts, (i + 1) * size // parts) for i in range(parts)]
         return [
             Batch(self.images[c], self.image_sizes[c], self.original_sizes[c], self.targets[c], self.file_names[c])
             for c in cuts

@@ -1,9 +1,11 @@
 """What a run tells people: a progress bar with the time left, and TensorBoard."""
 
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,23 @@ import numpy as np
 from tqdm import tqdm
 
 WINDOW = 50  # steps that the shown speed and loss are averaged over
+SILENCE = 60.0  # seconds without curves after one that could not be written
 
 
 class Telemetry:
     """Progress bar and TensorBoard of rank 0; on other ranks everything is a no-op."""
 
-    def __init__(self, folder: Path, *, enabled: bool, start_step: int, total_steps: int, batch_size: int) -> None:
-        self.enabled, self.batch_size = enabled, batch_size
+    def __init__(
+        self, folder: Path, *, enabled: bool, start_step: int, total_steps: int, batch_size: int, redo: bool = False
+    ) -> None:
+        """With `redo` what was written of `start_step` itself is written again."""
+        self.folder, self.enabled, self.batch_size = folder, enabled, batch_size
+        self.purge_step: int | None = start_step + (not redo)  # what the checkpoint does not know is done again
+        self.silent_until = 0.0
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.waits: deque[float] = deque(maxlen=WINDOW)  # seconds that the step waited for its batch
         self.durations: deque[float] = deque(maxlen=WINDOW)  # seconds of the step, waiting included
         self.writer: Any = None
-        if enabled:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(folder), purge_step=start_step + 1)  # what the checkpoint does not know is redone
         self.bar = tqdm(
             initial=start_step,
             total=total_steps,
@@ -60,14 +64,24 @@ class Telemetry:
         self.last = time.perf_counter()
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self.writer.add_scalar(name, value, step)
+        for name, value in values.items():
+            if value is not None:
+                self._write(methodcaller("add_scalar", name, value, step))
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        if self.writer is not None:
-            self.writer.add_image(name, image, step, dataformats="HWC")
+        self._write(methodcaller("add_image", name, image, step, dataformats="HWC"))
+
+    def _write(self, write: Callable[[Any], None]) -> None:
+        """A full disk costs curves, not the run: a minute's, then a new file is begun."""
+        if not self.enabled or time.monotonic() < self.silent_until:
+            return
+        try:
+            if self.writer is None:
+                self.writer, self.purge_step = _open_tensorboard(self.folder, self.purge_step), None
+            write(self.writer)
+        except OSError as error:
+            self.writer, self.silent_until = None, time.monotonic() + SILENCE
+            self.say(f"warning: TensorBoard's file in {self.folder} could not be written ({error.strerror})")
 
     def say(self, message: str) -> None:
         """Prints above the bar, once for all ranks."""
@@ -76,6 +90,17 @@ class Telemetry:
             sys.stdout.flush()
 
     def close(self) -> None:
-        self.bar.close()
         if self.writer is not None:
-            self.writer.close()
+            self._write(methodcaller("close"))
+        self.bar.close()
+
+
+def _open_tensorboard(folder: Path, purge_step: int | None) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def quiet(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):  # that of its writing thread is raised again at the next write
+            threading.__excepthook__(failure)
+
+    threading.excepthook = quiet
+    return SummaryWriter(str(folder), purge_step=purge_step)

@@ -10,9 +10,9 @@ from retinanet.config import Config
 from retinanet.criterion import RetinaNetLoss
 from retinanet.data.annotations import Annotations
 from retinanet.data.images import UnreadableImageError, read_image
-from retinanet.data.loader import choose_workers
+from retinanet.data.workers import choose_workers
 from retinanet.distributed import world_size
-from retinanet.evaluation.coco import best_thresholds
+from retinanet.evaluation.coco import best_thresholds, choose_evaluator
 from retinanet.evaluation.run import Evaluation, evaluate_model, map_categories
 from retinanet.postprocess import build_postprocessor
 from retinanet.results import write_json
@@ -30,6 +30,7 @@ class Validation:
     def __init__(self, config: Config, annotations: Annotations, categories: tuple[Category, ...], folder: Path) -> None:
         self.config, self.annotations, self.categories, self.folder = config, annotations, categories, folder
         self.category_ids = map_categories(categories, annotations)
+        choose_evaluator(config.evaluation.engine)  # one that is not there is found now, not after an epoch
 
     def measure(self, model: nn.Module, criterion: RetinaNetLoss, device: torch.device, precision: str) -> Evaluation:
         """COCO metrics and losses. All ranks must call this."""
@@ -45,12 +46,16 @@ class Validation:
             criterion=criterion,
             num_samples=PICTURES,
             category_ids=self.category_ids,
+            engine=self.config.evaluation.engine,
         )
 
     def report(self, result: Evaluation, step: int, telemetry: Telemetry) -> None:
         metrics, losses = result.metrics, result.losses
         finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON has no NaN
-        write_json(self.folder / "metrics.json", {**metrics, "step": step, **finite})
+        try:
+            write_json(self.folder / "metrics.json", {**metrics, "step": step, **finite})
+        except OSError as error:
+            telemetry.say(f"warning: {self.folder / 'metrics.json'} could not be written ({error.strerror})")
         ap, ap50 = (100 * (metrics[name] or 0.0) for name in ("AP", "AP50"))
         loss = " + ".join(f"{value:.3f}" for value in losses.values())
         telemetry.say(f"step {step}: validation AP {ap:.1f}  AP50 {ap50:.1f}  loss {loss} (class + box)")

@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,40 +72,41 @@ def mistake(outcome: Outcome) -> str:
     return lines[0]
 
 
+def draw_coco(parent: Path, name: str = "train", n: int = 8, size: tuple[int, int] = (64, 96), seed: int = 0) -> dict[str, str]:
+    """Draws `n` images with coloured rectangles below `parent`; returns {"path", "annotations"} for a config."""
+    rng = np.random.default_rng(seed)
+    folder = parent / name
+    folder.mkdir()
+    content: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 3, "name": "red"}, {"id": 7, "name": "green"}],
+    }
+    for i in range(n):
+        height, width = size if i % 2 == 0 else size[::-1]
+        picture = rng.integers(90, 110, (height, width, 3), dtype=np.uint8)
+        content["images"].append({"id": 10 + i, "file_name": f"{i}.png", "height": height, "width": width})
+        for k in range(2):
+            w, h = (int(v) for v in rng.integers(20, 32, 2))
+            x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
+            picture[y : y + h, x : x + w] = (220, 20, 20) if k == 0 else (20, 220, 20)
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": 10 + i,
+                    "category_id": (3, 7)[k],
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                }
+            )
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    annotations = parent / f"{name}.json"
+    annotations.write_text(json.dumps(content))
+    return {"path": str(folder), "annotations": str(annotations)}
+
+
 @pytest.fixture
 def make_coco(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """A function that draws `n` images with coloured rectangles and returns {"path", "annotations"} for a config."""
-
-    def make(name: str = "train", n: int = 8, size: tuple[int, int] = (64, 96), seed: int = 0) -> dict[str, str]:
-        rng = np.random.default_rng(seed)
-        folder = tmp_path / name
-        folder.mkdir()
-        content: dict[str, Any] = {
-            "images": [],
-            "annotations": [],
-            "categories": [{"id": 3, "name": "red"}, {"id": 7, "name": "green"}],
-        }
-        for i in range(n):
-            height, width = size if i % 2 == 0 else size[::-1]
-            picture = rng.integers(90, 110, (height, width, 3), dtype=np.uint8)
-            content["images"].append({"id": 10 + i, "file_name": f"{i}.png", "height": height, "width": width})
-            for k in range(2):
-                w, h = (int(v) for v in rng.integers(20, 32, 2))
-                x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
-                picture[y : y + h, x : x + w] = (220, 20, 20) if k == 0 else (20, 220, 20)
-                content["annotations"].append(
-                    {
-                        "id": len(content["annotations"]) + 1,
-                        "image_id": 10 + i,
-                        "category_id": (3, 7)[k],
-                        "bbox": [x, y, w, h],
-                        "area": w * h,
-                        "iscrowd": 0,
-                    }
-                )
-            Image.fromarray(picture).save(folder / f"{i}.png")
-        annotations = tmp_path / f"{name}.json"
-        annotations.write_text(json.dumps(content))
-        return {"path": str(folder), "annotations": str(annotations)}
-
-    return make
+    """`draw_coco` in the test's folder."""
+    return partial(draw_coco, tmp_path)

@@ -50,12 +50,14 @@ def test_what_comes_out_in_eval_mode(detector: TorchvisionDetector) -> None:
     assert len(set(torch.cat([one["labels"] for one in found]).tolist())) > 1
 
 
-def test_equals_the_predictor_exactly_where_nothing_is_resized(detector: TorchvisionDetector) -> None:
+def test_equals_the_predictor_where_nothing_is_resized(detector: TorchvisionDetector) -> None:
+    """But for the rounding of norms folded into convolutions, which the predictor has."""
     array = picture(64, 96)
-    ours = predicted(detector, array)  # puts the model into channels_last, in which the adapter then runs too
+    ours = predicted(detector, array)
     found = detector([as_image(array)])[0]
     assert len(ours) > 5
-    assert torch.equal(found["boxes"], ours.boxes) and torch.equal(found["scores"], ours.scores)
+    torch.testing.assert_close(found["boxes"], ours.boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found["scores"], ours.scores, rtol=0, atol=1e-5)
     assert found["labels"].tolist() == ours.category_ids
 
 
@@ -125,7 +127,7 @@ def test_references_rows_are_ours(detector: TorchvisionDetector) -> None:
     array = picture(64, 96)
     ours = predicted(detector, array)
     pairs = [({"image_id": torch.tensor(5)}, detector([as_image(array)])[0])]
-    np.testing.assert_array_equal(references_rows(pairs), to_rows(5, ours))
+    np.testing.assert_allclose(references_rows(pairs), to_rows(5, ours), rtol=0, atol=1e-3)  # folded norms round otherwise
 
 
 # ------------------------------------------------------------------------------------- weights, modes, where it comes from
@@ -222,7 +224,8 @@ def test_back_into_a_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
     array = picture(64, 96)
     ours = Predictor.load(tmp_path / "changed.pt", device="cpu", score_threshold=0.05, precision="fp32")(array)
     found = detector.to(memory_format=torch.channels_last)([as_image(array)])[0]  # type: ignore[call-overload]
-    assert torch.equal(found["scores"], ours.scores) and len(ours) == 7
+    torch.testing.assert_close(found["scores"], ours.scores, rtol=0, atol=1e-5)
+    assert len(ours) == 7
 
 
 # --------------------------------------------------------------------------------------------------------- bad inputs

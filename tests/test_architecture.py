@@ -14,7 +14,7 @@ import retinanet
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "retinanet"
 FLOORS = [
-    {"errors", "config", "structures", "boxes", "distributed", "precision"},
+    {"errors", "config", "structures", "boxes", "bounded", "download", "distributed", "precision"},
     {"anchors", "matcher", "losses", "backbone", "fpn", "head", "optimizer"},
     {"model", "criterion", "postprocess", "data"},
     {
@@ -32,7 +32,7 @@ FLOORS = [
         "test_time",
     },
     {"evaluation", "predictor", "adapters", "surgery", "checks"},
-    {"run_setup", "run_state", "telemetry", "validation"},
+    {"run_setup", "run_state", "telemetry", "validation", "interrupts", "failures", "learner", "bad_steps"},
     {"training"},
 ]  # a package, such as data, is on one floor with all of its modules
 
@@ -123,7 +123,7 @@ def test_sizes() -> None:
     for file in FILES.values():
         lines = len(file.read_text(encoding="utf-8").splitlines())
         assert lines <= 400, f"{file} has {lines} lines"
-    assert sum(map(counted_lines, [*FILES.values(), PACKAGE / "__init__.py"])) <= 6900
+    assert sum(map(counted_lines, [*FILES.values(), PACKAGE / "__init__.py"])) <= 8100
     for file in TOOLS:
         assert counted_lines(file) < 120, f"{file} has {counted_lines(file)} lines that are neither blank nor comment"
 

@@ -374,7 +374,7 @@ def test_an_output_that_is_a_file_is_told(run: Runner, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--base-url", "images.cocodataset.org"], "is not an address such as http://"),
+        (["--base-url", "images.cocodataset.org"], "is not an https address such as https://"),
         (["--splits", "test2017"], "invalid choice: 'test2017'"),
         (["--splits", "val2017", "--annotations-only"], "not allowed with argument"),
     ],

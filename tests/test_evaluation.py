@@ -1,8 +1,10 @@
 """The COCO numbers: pycocotools driven directly is the reference, and curves small enough to count by hand."""
 
 import contextlib
+import gc
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
 from retinanet.boxes import encode_boxes
 from retinanet.config import InputConfig
 from retinanet.criterion import RetinaNetLoss
-from retinanet.data.annotations import Annotations
+from retinanet.data.annotations import AnnotationRow, Annotations, ImageRow
 from retinanet.data.coco import load_coco
 from retinanet.data.loader import evaluation_loader
 from retinanet.data.transforms import Resize
 from retinanet.errors import UserError
-from retinanet.evaluation.coco import NAMES, best_thresholds, evaluate_rows, metrics_table
+from retinanet.evaluation.coco import NAMES, Engine, best_thresholds, choose_evaluator, evaluate_rows, metrics_table
 from retinanet.evaluation.run import Evaluation, evaluate_model, map_categories, read_results
 from retinanet.postprocess import Postprocessor
 from retinanet.results import COLUMNS, read_detections, write_json
@@ -29,6 +33,7 @@ from retinanet.structures import Category, Predictions, Target
 
 CATEGORIES: list[dict[str, Any]] = [{"id": 40, "name": "zebra"}, {"id": 2, "name": "bird"}, {"id": 5, "name": "cup"}]
 NOTHING = np.empty((0, COLUMNS))
+ENGINES: list[Engine] = ["pycocotools", "faster-coco-eval"]
 
 
 def load(folder: Path, truth: dict[str, Any]) -> Annotations:
@@ -106,10 +111,11 @@ def random_set(seed: int) -> tuple[dict[str, Any], np.ndarray]:
     return {"images": images, "categories": CATEGORIES, "annotations": annotations}, np.array(rows)
 
 
-def test_real_results_give_the_published_numbers(real_data: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_real_results_give_the_published_numbers(real_data: Path, engine: Engine) -> None:
     folder = real_data / "evaluation"
     truth = load_coco(folder / "instances_val2014_100.json", folder)
-    metrics = evaluate_rows(read_detections(folder / "instances_val2014_fakebbox100_results.json"), truth)
+    metrics = evaluate_rows(read_detections(folder / "instances_val2014_fakebbox100_results.json"), truth, engine=engine)
     listed = {  # cocoapi's own results on its own files
         "AP": 0.504581, "AP50": 0.696973, "AP75": 0.572982, "APs": 0.585626, "APm": 0.519400, "APl": 0.501398,
         "AR1": 0.386813, "AR10": 0.593680, "AR100": 0.595353, "ARs": 0.639811, "ARm": 0.566421, "ARl": 0.564291,
@@ -120,10 +126,65 @@ def test_real_results_give_the_published_numbers(real_data: Path) -> None:
     assert np.mean(values) == pytest.approx(0.504581, abs=1e-6)  # AP is the mean over the classes that occur
 
 
+def assert_same_numbers(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Every number of the whole and of each class."""
+    assert list(first["per_class"]) == list(second["per_class"])
+    classes = zip(first["per_class"].values(), second["per_class"].values(), strict=True)
+    for one, other in [({name: m[name] for name in NAMES} for m in (first, second)), *classes]:
+        assert {name for name in one if one[name] is None} == {name for name in other if other[name] is None}
+        known = [name for name in one if one[name] is not None]
+        np.testing.assert_allclose([one[name] for name in known], [other[name] for name in known], rtol=0, atol=1e-12)
+
+
+def test_both_engines_agree_on_real_results(real_data: Path) -> None:
+    folder = real_data / "evaluation"
+    truth = load_coco(folder / "instances_val2014_100.json", folder)
+    rows = read_detections(folder / "instances_val2014_fakebbox100_results.json")
+    first, second = (evaluate_rows(rows, truth, engine=engine) for engine in ENGINES)
+    assert [first["evaluator"], second["evaluator"]] == ENGINES
+    assert_same_numbers(first, second)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0, 1, 30, 250]), st.integers(0, 12), st.booleans())
+def test_both_engines_agree_on_whatever_results(seed: int, number: int, objects: int, shuffled: bool) -> None:
+    """Scores and boxes that are often equal, crowds, all sizes, images and classes with nothing, image ids in any order, and
+    up to 250 detections of the same class in an image, of which COCO counts 100."""
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(4) if shuffled else np.arange(4)
+    scale = 8.0 * 4.0 ** rng.integers(0, 3, (2, max(number, objects), 1))  # small, medium, large in COCO's sense
+    found, boxes = (rng.integers(0, [4, 4, 6, 6], (n, 4)) * s[:n] for n, s in zip((number, objects), scale, strict=True))
+    annotations = [
+        AnnotationRow(int(rng.integers(0, 3)), n, int(rng.integers(0, 2)), box, box[2] * box[3], bool(rng.random() < 0.2))
+        for n, box in enumerate(boxes.tolist())
+    ]
+    images = [ImageRow(int(i), f"{i}.png", 200, 200) for i in ids]
+    truth = Annotations.pack("drawn", Path(), [Category(4, "a"), Category(2, "b"), Category(9, "c")], images, annotations)
+    which = ids[rng.integers(0, 4, number) // 2], found, rng.integers(0, 5, number) / 5, rng.choice([4, 4, 4, 2, 9], number)
+    rows = np.column_stack(which).astype(np.float64)
+    first, second = (evaluate_rows(rows, truth, engine=engine) for engine in ENGINES)
+    assert_same_numbers(first, second)
+    if number:  # pycocotools cannot load an empty list
+        expected = pycocotools(truth.to_coco(), rows)
+        np.testing.assert_allclose([-1 if first[n] is None else first[n] for n in NAMES], expected, rtol=0, atol=1e-12)
+
+
+def test_pycocotools_stands_in_where_the_faster_library_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert choose_evaluator("auto") == "faster-coco-eval"
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # importing it is an ImportError
+    metrics = evaluate_rows(found(([10, 10, 50, 50], 0.9)), load(tmp_path, truth_of([[10, 10, 50, 50]])))
+    assert metrics["AP"] == pytest.approx(1) and metrics["evaluator"] == "pycocotools"
+    assert gc.isenabled()  # again
+    assert metrics_table(metrics).endswith("evaluated with pycocotools")
+    with pytest.raises(UserError, match=r"evaluation\.engine faster-coco-eval cannot be imported .*pip install"):
+        choose_evaluator("faster-coco-eval")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("seed", range(4))
-def test_random_sets_agree_with_pycocotools(tmp_path: Path, seed: int) -> None:
+def test_random_sets_agree_with_pycocotools(tmp_path: Path, seed: int, engine: Engine) -> None:
     truth, rows = random_set(seed)
-    metrics = evaluate_rows(rows, load(tmp_path, truth))
+    metrics = evaluate_rows(rows, load(tmp_path, truth), engine=engine)
     expected = pycocotools(truth, rows)
     assert expected.min() >= 0  # every number is measured here
     np.testing.assert_allclose([metrics[name] for name in NAMES], expected, atol=1e-12)

@@ -209,11 +209,13 @@ def test_what_stands_in_the_file(files: Any) -> None:
         "retinanet_format": 1,
         "class_names": ["bird", "Käfer", "tooth brush"],
         "category_ids": [3, 17, 90],
-        "input": {"short_edge": 64, "long_edge": 96, "size_rounding": "nearest"},
+        "input": InputConfig(short_edge=64, long_edge=96).model_dump(exclude={"mean", "std"}),
         "thresholds": {"bird": 0.1, "Käfer": 0.2},
         "postprocess": PostprocessConfig().model_dump(),
         "nms": True,
         "strides": [8, 16, 32, 64, 128],
+        "precision": "fp32",
+        "ap_loss": None,
     }
     onnx.checker.check_model(proto, full_check=True)
     assert {entry.domain for entry in proto.opset_import} == {""} and proto.opset_import[0].version >= 18
@@ -349,13 +351,13 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         export_onnx(tiny(), tmp_path / "a.onnx")
     if package == "onnxruntime":
         with pytest.raises(UserError, match=message):
-            Predictor.load(tmp_path / "a.onnx")
+            Predictor.load(tmp_path / "a.onnx", runtime="onnxruntime")
 
 
 def test_running_a_file_takes_onnxruntime_only(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, package, None)
-    assert len(Predictor.load(files("nms"), device="cpu")(PICTURES[0])) > 20
+    assert len(Predictor.load(files("nms"), device="cpu", runtime="onnxruntime")(PICTURES[0])) > 20
 
 
 def test_an_older_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,14 +417,22 @@ def test_what_is_no_file_of_ours(files: Any, tmp_path: Path) -> None:
 
 
 def test_what_an_onnx_file_cannot_do(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="computes in fp32, not in bf16"):
-        Predictor.load(files("nms"), device="cpu", precision="bf16")
+    with pytest.raises(UserError, match=r"compute in fp32 with onnxruntime: bf16 takes OpenVINO \(pip install openvino\)"):
+        Predictor.load(files("nms"), device="cpu", precision="bf16", runtime="onnxruntime")
+    with pytest.raises(UserError, match="compute in fp32, not in fp16"):
+        Predictor.load(files("nms"), device="cpu", precision="fp16")
+    with pytest.raises(UserError, match=r"compute in fp32: an int8 file comes from tools/export\.py --int8 --calibrate PHOTOS"):
+        Predictor.load(files("nms"), device="cpu", precision="int8")
+    with pytest.raises(UserError, match="no runtime 'tensorrt': expected auto, openvino, onnxruntime"):
+        Predictor.load(files("nms"), device="cpu", runtime="tensorrt")
     with pytest.raises(UserError, match="there is no device 'gpu'"):
         Predictor.load(files("nms"), device="gpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     if "CUDAExecutionProvider" not in runtime.get_available_providers():
         with pytest.raises(UserError, match="pip install onnxruntime-gpu"):
             Predictor.load(files("nms"), device="cuda")
+        with pytest.raises(UserError, match="OpenVINO runs on the CPU only"):
+            Predictor.load(files("nms"), device="cuda", runtime="openvino")
         assert Predictor.load(files("nms")).device == torch.device("cpu")
     with pytest.raises(UserError, match="NMS inside, with settings of its own: export it without --nms"):
         Predictor(load_onnx(files("nms"), "cpu"), GAPPED, device="cpu", postprocess=PostprocessConfig(nms_threshold=0.6))

@@ -407,7 +407,7 @@ def test_a_skipped_step_names_the_images_of_all_ranks(
     monkeypatch.setattr(
         RetinaNetLoss, "sums", lambda *given: sums(*given)._replace(loss_cls=sums(*given).loss_cls * next(factors))
     )
-    monkeypatch.setattr("retinanet.training.gather_to_main", lambda names: [names, ["of_another_rank.png"]])
+    monkeypatch.setattr("retinanet.bad_steps.gather_to_main", lambda names: [names, ["of_another_rank.png"]])
     config = config_of(make_coco(n=2), tmp_path / "run", train={"batch_size": 2, "max_steps": 2})
     config.data.val = None
     train(config)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from retinanet.data.images import UnreadableImageError, read_image, resize, resized_size, to_rgb
+from retinanet.data.images import UnreadableImageError, read_image, read_reduced, resize, resized_size, to_rgb
 from retinanet.errors import UserError
 
 # Each file: its (height, width) upright, or what the error must say.
@@ -421,6 +421,105 @@ def test_damaged_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
         assert "\n" not in str(error)
     else:
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
+
+
+def test_the_picture_given_is_left_as_it_was() -> None:
+    for orientation in (1, 6):
+        image = Image.fromarray(COLOURS)
+        image.getexif()[0x0112] = orientation
+        to_rgb(image)[:] = 7
+        assert image.size == (3, 2) and image.getexif()[0x0112] == orientation
+        np.testing.assert_array_equal(np.asarray(image), COLOURS)
+
+
+# ---------------------------------------------------------------------------------------------- decoding at a part
+
+BLOCKS = np.random.default_rng(0).integers(0, 256, (25, 38, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)  # 200 x 304
+
+
+def jpeg(folder: Path, orientation: int = 1) -> Path:
+    """Each 8 x 8 block of the file has one colour: decoded at an eighth it is one pixel of it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(BLOCKS).save(folder / "blocks.jpg", quality=100, subsampling=0, exif=exif)
+    return folder / "blocks.jpg"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "decoded"),
+    [
+        ((25, 38), (25, 38)),  # an eighth
+        ((26, 38), (50, 76)),  # which would be too low
+        ((25, 39), (50, 76)),  # or too narrow
+        ((50, 60), (50, 76)),
+        ((51, 76), (100, 152)),
+        ((100, 152), (100, 152)),
+        ((101, 152), (200, 304)),
+        ((800, 1216), (200, 304)),
+        ((1, 1), (25, 38)),  # no decoder goes further
+    ],
+)
+def test_jpeg_is_decoded_at_the_smallest_part_that_is_enough(
+    tmp_path: Path, wanted: tuple[int, int], decoded: tuple[int, int]
+) -> None:
+    image, size = read_reduced(jpeg(tmp_path), lambda full: wanted if full == (200, 304) else full)
+    assert size == (200, 304) and image.shape == (*decoded, 3)
+    expected = BLOCKS[:: 200 // decoded[0], :: 304 // decoded[1]]
+    assert np.abs(image.astype(int) - expected).max() <= 3  # the file's colours are rounded, and converted to and fro
+
+
+def test_part_of_a_turned_jpeg(tmp_path: Path) -> None:
+    upright, _ = read_reduced(jpeg(tmp_path), lambda size: (25, 38))
+    asked: list[tuple[int, int]] = []
+
+    def wanted(size: tuple[int, int]) -> tuple[int, int]:
+        asked.append(size)
+        return 38, 25
+
+    turned, size = read_reduced(jpeg(tmp_path, orientation=6), wanted)
+    assert asked == [size] == [(304, 200)]  # (height, width) as it is shown, not as it is stored
+    np.testing.assert_array_equal(turned, np.rot90(upright, -1))
+
+
+def test_files_that_cannot_be_decoded_at_a_part_are_decoded_in_full(tmp_path: Path, real_data: Path) -> None:
+    Image.fromarray(BLOCKS).save(tmp_path / "blocks.png")
+    for file in [tmp_path / "blocks.png", *(real_data / "awkward").iterdir()]:
+        if isinstance(AWKWARD.get(file.name), str) or file.suffix == ".Pillow":
+            continue
+        full = read_image(file)
+        image, size = read_reduced(file, lambda size: (max(1, size[0] // 2), max(1, size[1] // 2)))
+        assert size == full.shape[:2], file
+        if file.suffix != ".jpg":
+            np.testing.assert_array_equal(image, full)
+        else:
+            assert image.shape == (*(-(-side // 2) for side in size), 3), file
+
+
+def test_faults_are_the_same_at_a_part(tmp_path: Path, real_data: Path) -> None:
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(jpeg(tmp_path).read_bytes()[:-2000])
+    for file in (cut, tmp_path / "missing.jpg", real_data / "awkward" / "decompression_bomb.gif"):
+        messages = []
+        for read in (read_image, lambda path: read_reduced(path, lambda size: (1, 1))):
+            with pytest.raises(UnreadableImageError, match=str(file)) as caught:
+                read(file)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+
+
+def test_photos_decoded_at_a_part_look_the_same(real_data: Path) -> None:
+    """And nearer to the mean of the pixels that each new one covers, which bilinear resizing does not look at."""
+    differences = []
+    for file in sorted((real_data / "coco_mini").rglob("*.jpg"))[:20]:
+        full = read_image(file)
+        part, size = read_reduced(file, lambda size: resized_size(size, 120, 1333))
+        new = resized_size(size, 120, 1333)
+        assert size == full.shape[:2] and new[0] <= part.shape[0] <= size[0] // 2 + 1
+        mean = cv2.resize(full, new[::-1], interpolation=cv2.INTER_AREA).astype(int)
+        pictures = (resize(full, new) - mean, resize(part, new) - mean, resize(full, new).astype(int) - resize(part, new))
+        differences.append([np.abs(picture).mean() for picture in pictures])
+    of_full, of_part, between = np.mean(differences, axis=0)
+    assert of_part < 4 < of_full and between < 8  # 2.7, 5.7 and 6.3 grey levels of 255
 
 
 # ----------------------------------------------------------------------------------------------------- resizing

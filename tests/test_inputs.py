@@ -1,6 +1,9 @@
 """What the arguments of prediction name: images, folders, globs, videos and cameras, read one picture at a time."""
 
 import struct
+import threading
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image
 
 from retinanet.errors import UserError
-from retinanet.inputs import DEFAULT_FPS, Frame, Reader, Source, find_inputs, read_video
+from retinanet.inputs import DEFAULT_FPS, Frame, Reader, Source, find_inputs, read_ahead, read_video
 
 WIDE, HIGH = 96, 64
 
@@ -41,9 +44,7 @@ def brightness(image: np.ndarray) -> int:
 
 
 def frames_of(reader: Reader) -> list[Frame]:
-    for _ in reader:
-        pass
-    return list(reader.waiting)
+    return [frame for batch in reader for frame in batch]
 
 
 @pytest.fixture
@@ -107,6 +108,8 @@ def test_every_third_frame(tmp_path: Path) -> None:
     assert frames[0].fps == pytest.approx(12.5 / 3)
     with pytest.raises(UserError, match="not every 0"):
         Reader([], every=0)
+    with pytest.raises(UserError, match="the batch size must be at least 1, got 0"):
+        Reader([], 0)
 
 
 def test_colours_are_rgb(tmp_path: Path) -> None:
@@ -207,9 +210,82 @@ def test_frames_are_read_when_their_turn_comes(monkeypatch: pytest.MonkeyPatch) 
     """A long video must not be in memory; one that is given up must be closed."""
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     monkeypatch.setattr(Camera, "frames", 10**6)
-    stream = iter(Reader([Source("clip.mp4")]))
+    stream = iter(Reader([Source("clip.mp4")], 2))
     for _ in range(3):
         next(stream)
-    assert Camera.last.left == 10**6 - 3
+    assert 10**6 - 6 - 2 <= Camera.last.left <= 10**6 - 6  # at most a batch ahead
     stream.close()  # type: ignore[attr-defined]
     assert Camera.last.released
+
+
+def test_reading_ahead_keeps_the_order_and_stays_near() -> None:
+    """The first job takes longest. Only what two threads and the order allow is begun: the caller's own and three more."""
+    begun, first = list[int](), threading.Event()
+
+    def job(n: int) -> int:
+        begun.append(n)
+        if n == 0:
+            first.wait(60)
+        elif n == 3:
+            first.set()  # would never come if the next ones were not done meanwhile
+        return n
+
+    results = read_ahead((partial(job, n) for n in range(100)), 3, threads=2)
+    taken = []
+    for _ in range(5):
+        taken.append(next(results).result())
+        assert max(begun) <= len(taken) - 1 + 3
+    assert taken == [0, 1, 2, 3, 4]
+    results.close()  # type: ignore[attr-defined]
+    assert max(begun) <= 7
+    assert [future.result() for future in read_ahead([], 3)] == []
+
+
+def test_an_error_comes_in_its_turn_and_the_rest_goes_on() -> None:
+    def job(n: int) -> int:
+        return 6 // n
+
+    errors = []
+    results = []
+    for future in read_ahead((partial(job, n) for n in (1, 2, 0, 3)), 8):
+        errors.append(type(future.exception()))
+        results += [] if future.exception() else [future.result()]
+    assert errors == [type(None), type(None), ZeroDivisionError, type(None)]
+    assert results == [6, 3, 2]
+
+
+@pytest.fixture
+def eleven(tmp_path: Path) -> list[Source]:
+    """Pictures n pixels wide, n = 1..11, of which the fifth cannot be read."""
+    for n in range(1, 12):
+        Image.new("RGB", (n, 3)).save(tmp_path / f"{n:02}.png")
+    (tmp_path / "05.png").write_bytes(b"torn")
+    return find_inputs([str(tmp_path)])
+
+
+def numbers(batches: Iterable[list[Frame]]) -> list[list[int]]:
+    frames = [frame for batch in batches for frame in batch]
+    assert all(frame.image.shape == (3, frame.image_id, 3) for frame in frames)  # each has its own number
+    return [[frame.image_id for frame in batch] for batch in batches]
+
+
+def test_batches_in_order_with_a_gap_for_what_cannot_be_read(eleven: list[Source], capsys: pytest.CaptureFixture[str]) -> None:
+    assert numbers(list(Reader(eleven, 3))) == [[1, 2, 3], [4, 6], [7, 8, 9], [10, 11]]
+    assert capsys.readouterr().out.count("warning: left out: ") == 1
+    assert numbers(list(Reader(eleven, 1))) == [[n] for n in range(1, 12) if n != 5]
+    assert list(Reader([])) == []
+
+
+def test_ranks_take_turns_batch_by_batch(eleven: list[Source], monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, left_out, totals = [], [], []
+    for rank in range(3):
+        monkeypatch.setattr("retinanet.inputs.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("retinanet.inputs.world_size", lambda: 3)
+        reader = Reader(eleven, 3)
+        shares.append(numbers(list(reader)))
+        left_out.append(reader.unreadable)
+        totals.append(reader.total())
+    assert shares == [[[1, 2, 3], [10, 11]], [[4, 6]], [[7, 8, 9]]]
+    assert left_out == [0, 1, 0] and totals == [5, 3, 3]
+    with pytest.raises(UserError, match=r"clip\.mp4: several processes share pictures, not videos or cameras"):
+        Reader([*eleven, Source("clip.mp4")])

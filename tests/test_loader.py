@@ -17,21 +17,22 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+import retinanet.data.cache
+import retinanet.data.loader
+from retinanet.config import load_config
 from retinanet.data.annotations import AnnotationRow, Annotations, ImageRow
+from retinanet.data.cache import PictureCache
 from retinanet.data.coco import load_coco
 from retinanet.data.loader import (
     DetectionDataset,
     Sample,
-    TrainSampler,
-    _drawn,
-    choose_workers,
     collate,
-    epoch_batches,
     evaluation_loader,
-    repeat_factors,
     train_loader,
 )
+from retinanet.data.sampling import TrainSampler, _drawn, epoch_batches, repeat_factors
 from retinanet.data.transforms import Augment, Resize
+from retinanet.data.workers import Loading
 from retinanet.errors import UserError, command_line
 from retinanet.structures import Batch, Category, Target
 
@@ -49,12 +50,30 @@ def sample(height: int, width: int, value: int, boxes: list[list[float]], **more
     return Sample(np.full((height, width, 3), value, np.uint8), truth, (height * 2, width * 2), f"{value}.jpg", [], **more)
 
 
-def unchanged(image: np.ndarray, target: Target, seed: tuple[int, ...]) -> tuple[np.ndarray, Target]:
-    return image, target
+class Plain:
+    """A transform that does to pictures of the given size what `act` does, which may be nothing."""
+
+    largest = (96, 96)
+
+    def __init__(self, act: Callable[[Target, tuple[int, ...]], None] = lambda *_: None) -> None:
+        self.act = act
+
+    def result_size(self, size: tuple[int, int], seed: tuple[int, ...]) -> tuple[int, int]:
+        return size
+
+    def __call__(
+        self, image: np.ndarray, target: Target, seed: tuple[int, ...], size: tuple[int, int]
+    ) -> tuple[np.ndarray, Target]:
+        assert image.shape[:2] == size  # nothing was decoded smaller
+        self.act(target, seed)
+        return image, target
 
 
-def failing(image: np.ndarray, target: Target, seed: tuple[int, ...]) -> tuple[np.ndarray, Target]:
+def fail(target: Target, seed: tuple[int, ...]) -> None:
     raise ValueError("two\nlines of\ttext")
+
+
+unchanged, failing = Plain(), Plain(fail)
 
 
 # ----------------------------------------------------------------------------------------------------------- batches
@@ -77,6 +96,14 @@ def test_collate_pads_to_a_multiple_of_32() -> None:
 @pytest.mark.parametrize(("side", "padded"), [(1, 32), (32, 32), (33, 64), (800, 800), (1333, 1344)])
 def test_padded_side(side: int, padded: int) -> None:
     assert collate([sample(side, 32, 1, [])]).images.shape == (1, 3, padded, 32)
+
+
+def test_collate_pads_to_another_multiple() -> None:
+    samples = [sample(800, 1000, 3, []), sample(640, 1100, 5, [])]
+    assert collate(samples).images.shape == (2, 3, 800, 1120)
+    coarse = collate(samples, multiple=128)
+    assert coarse.images.shape == (2, 3, 896, 1152)  # 7 * 128, 9 * 128
+    assert torch.equal(coarse.images[:, :, :800, :1120], collate(samples).images) and not coarse.images[:, :, 800:].any()
 
 
 def test_collate_keeps_rows_columns_and_channels_apart() -> None:
@@ -435,7 +462,7 @@ def test_failing_transform_names_the_image(make_coco: MakeCoco) -> None:
         DetectionDataset(load(paths), too_large)[0, 0]
 
 
-def bad_config(image: np.ndarray, target: Target, seed: tuple[int, ...]) -> tuple[np.ndarray, Target]:
+def bad_config(target: Target, seed: tuple[int, ...]) -> None:
     raise UserError("augment.transforms: this is wrong")
 
 
@@ -443,7 +470,7 @@ def bad_config(image: np.ndarray, target: Target, seed: tuple[int, ...]) -> tupl
 def test_user_error_reaches_the_command_line_as_one_line(
     make_coco: MakeCoco, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
-    loader = train_loader(DetectionDataset(load(make_coco(n=2)), bad_config), sampler(2, 2, total=2), workers, pin=False)
+    loader = train_loader(DetectionDataset(load(make_coco(n=2)), Plain(bad_config)), sampler(2, 2, total=2), workers, pin=False)
 
     def main() -> None:
         try:
@@ -455,6 +482,30 @@ def test_user_error_reaches_the_command_line_as_one_line(
         command_line(main)()
     assert exited.value.code == 2
     assert capsys.readouterr().err == "error: augment.transforms: this is wrong\n"
+
+
+def test_loaders_pad_pin_and_wait_as_they_are_told(make_coco: MakeCoco) -> None:
+    annotations = load(make_coco(n=2))
+    data = DetectionDataset(annotations, AUGMENT)
+    (batch,) = train_loader(data, sampler(2, 2, total=1), 0, pin=False, multiple=128)
+    assert batch.images.shape == (2, 3, 128, 128)
+    for pin in (False, True):
+        for loader in (
+            train_loader(data, sampler(2, 2, total=1), 2, pin=pin),
+            evaluation_loader(annotations, Resize(32, 64), 2, 2, pin=pin),
+        ):
+            assert (loader.pin_memory, loader.num_workers, loader.prefetch_factor) == (pin, 2, 4)
+            assert loader.timeout == 600  # seconds, after which a file system that hangs is an error
+
+
+def test_memory_is_planned_for_the_largest_batch(make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(retinanet.data.loader, "plan_loading", lambda *plan: asked.append(plan) or Loading(1, 3))
+    annotations = load(make_coco(n=2))
+    loader = train_loader(DetectionDataset(annotations, AUGMENT), sampler(8, 8, rank=1, world_size=2), 5, pin=False)
+    assert (loader.num_workers, loader.prefetch_factor) == (1, 3)
+    evaluation_loader(annotations, Resize(70, 100), 3, 2)
+    assert asked == [(5, 4 * 3 * 64 * 96), (2, 3 * 3 * 96 * 128)]  # half of the batch; 70 and 100, rounded up
 
 
 # -------------------------------------------------------------------------------------------------------- evaluation
@@ -498,15 +549,140 @@ def test_more_ranks_than_images(make_coco: MakeCoco) -> None:
     assert [len(batches) for batches in found] == [1, 1, 0, 0]
 
 
-def test_choose_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
-    assert choose_workers(0, 1) == 0 and choose_workers(3, 1) == 3  # as asked
-    assert choose_workers(None, 1) == 8  # at most
-    assert choose_workers(None, 4) == 3
-    assert choose_workers(None, 100) == 1  # at least
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # 16 ranks on 8 machines
-    assert choose_workers(None, 16) == 6
+# --------------------------------------------------------------------------------------- decoded smaller, or in advance
+
+
+def photographs(folder: Path, n: int = 6) -> Annotations:
+    """Smooth colours in JPEG files of 160 x 240 and 240 x 160, as photographs have them, with two boxes in each."""
+    rng = np.random.default_rng(0)
+    images, rows = [], []
+    for i in range(n):
+        height, width = (160, 240) if i % 2 == 0 else (240, 160)
+        picture = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+        picture.save(folder / f"{i}.jpg", quality=95)
+        images.append(ImageRow(i, f"{i}.jpg", height, width))
+        rows += [AnnotationRow(i, 2 * i + k, k, [7.0 + 60 * k, 11.0, 41.0, 90.0], 3690.0, False) for k in range(2)]
+    return Annotations.pack("photographs", folder, [Category(1, "a"), Category(2, "b")], images, rows)
+
+
+FLIPS = Augment([{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}], [32, 48, 64], 96)
+
+
+def test_samples_decoded_smaller_have_the_same_boxes_and_nearly_the_same_pixels(tmp_path: Path) -> None:
+    annotations = photographs(tmp_path)
+    full, reduced = (DetectionDataset(annotations, FLIPS, seed=4, reduced=reduced) for reduced in (False, True))
+    changed = 0
+    for key in [(epoch, index, 0) for epoch in range(4) for index in range(6)]:
+        one, other = full[key], reduced[key]
+        assert one.image.shape == other.image.shape and one.original_size == other.original_size
+        assert torch.equal(one.target.boxes, other.target.boxes) and len(one.target.boxes) == 2
+        assert torch.equal(one.target.labels, other.target.labels)
+        assert np.abs(one.image.astype(int) - other.image).mean() < 2  # of 255 grey levels; a wrong flip makes it 40
+        changed += one.image.tobytes() != other.image.tobytes()
+    assert changed == 24  # all were decoded at a half or a quarter
+
+
+def test_evaluation_decoded_smaller_tells_the_sizes_in_full(tmp_path: Path) -> None:
+    annotations = photographs(tmp_path, n=3)
+    full, reduced = (
+        batches_of(evaluation_loader(annotations, Resize(32, 96), 2, 0, reduced=reduced)) for reduced in (False, True)
+    )
+    for one, other in zip(full, reduced, strict=True):
+        assert one.file_names == other.file_names and one.faults == other.faults == []
+        assert all(torch.equal(a, b) for a, b in list(zip(tensors(one), tensors(other), strict=True))[1:])  # all but pixels
+        assert 0 < (one.images.float() - other.images).abs().mean() < 2
+
+
+def test_a_size_that_disagrees_is_a_fault_of_a_picture_decoded_smaller_too(tmp_path: Path) -> None:
+    annotations = photographs(tmp_path, n=2)
+    annotations.sizes[0] = (80, 120)  # what the picture has when decoded at a half
+    one = DetectionDataset(annotations, FLIPS, reduced=True)[0, 0]
+    assert one.file_name == "1.jpg" and "is 240x160 upright, but photographs says 120x80" in one.faults[0]
+
+
+def test_cached_samples_are_the_same(make_coco: MakeCoco, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = make_coco(n=6)
+    (Path(paths["path"]) / "3.png").write_bytes(b"no picture")
+    annotations = load(paths)
+    cache = PictureCache(annotations)
+    data, cached = DetectionDataset(annotations, AUGMENT, seed=4), DetectionDataset(annotations, AUGMENT, seed=4, cache=cache)
+    steps = sampler(6, 4, total=4)
+    plain = batches_of(train_loader(data, steps, 0, pin=False))
+    assert capsys.readouterr().out == "loading: 0 process(es) a rank, not pinned, cache: none\n"
+    for file in Path(paths["path"]).iterdir():
+        if file.name != "3.png":
+            file.unlink()  # no file is read a second time, except the one that could not be read
+    for workers in (0, 2):
+        loaded = batches_of(train_loader(cached, steps, workers, pin=False))
+        for one, other in zip(plain, loaded, strict=True):
+            assert one.file_names == other.file_names and one.faults == other.faults
+            assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+    assert "3.png: not an image" in str([fault for batch in plain for fault in batch.faults])
+    # 5 pictures of 64 x 96 pixels
+    assert "2 process(es) a rank, 4 batches ahead each, not pinned, cache: 5 pictures in 0.0922 MB" in capsys.readouterr().out
+
+
+def test_what_is_done_to_a_cached_picture_does_not_reach_the_cache(make_coco: MakeCoco) -> None:
+    cache = PictureCache(load(make_coco(n=2)))
+    for index in (0, 1):
+        picture = cache.read(index)
+        assert picture is not None
+        before = picture.copy()
+        picture[:] = 0
+        np.testing.assert_array_equal(cache.read(index), before)
+
+
+def test_a_cache_without_a_readable_picture(make_coco: MakeCoco) -> None:
+    paths = make_coco(n=1)
+    (Path(paths["path"]) / "0.png").unlink()
+    cache = PictureCache(load(paths))
+    assert cache.read(0) is None and str(cache) == "0 pictures in 0 MB"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "left", "fits"), [(1, 46_081, True), (1, 46_079, False), (2, 92_159, False), (2, 92_161, True)]
+)
+def test_a_cache_that_does_not_fit_is_refused(
+    make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch, ranks: int, left: int, fits: bool
+) -> None:
+    """Two pictures of 64 x 96 take 36,864 bytes, and four fifths of what is left may be used: 46,080 are needed."""
+    annotations = load(make_coco(n=2))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setattr(retinanet.data.cache, "available_memory", lambda: left)
+    if fits:
+        assert PictureCache(annotations).read(1) is not None
+        return
+    with pytest.raises(UserError) as caught:
+        PictureCache(annotations)
+    assert str(caught.value).startswith("data.cache: 2 decoded pictures take ") and "\n" not in str(caught.value)
+    assert ("2 times 3.69e-05 GB" in str(caught.value)) == (ranks == 2)
+
+
+def test_a_cache_does_not_go_with_reduced_decoding() -> None:
+    with pytest.raises(UserError, match=r"data\.cache keeps pictures in full.*input\.reduced_decode"):
+        load_config(None, ["data.cache=true", "input.reduced_decode=true"])
+
+
+@LINUX
+def test_loading_processes_share_the_cache(tmp_path: Path) -> None:
+    """36 MB of pixels: a process that had them for itself would grow by as much while it reads them."""
+    rows, images = [], [ImageRow(i, "a.png", 500, 1000) for i in range(24)]
+    Image.fromarray(np.zeros((500, 1000, 3), np.uint8)).save(tmp_path / "a.png")
+    annotations = Annotations.pack("a.json", tmp_path, [Category(1, "a")], images, rows)
+    cache = PictureCache(annotations)
+    assert len(cache.pixels) == 36_000_000
+    seen: list[int] = []
+    for batch in train_loader(
+        DetectionDataset(annotations, Plain(lambda target, _: setattr(target, "image_id", private_kilobytes())), cache=cache),
+        TrainSampler(24, 1, seed=0, start_step=0, total_steps=24),
+        1,
+        pin=False,
+    ):
+        seen.append(batch.targets[0].image_id)
+    assert max(seen) - seen[0] < 18_000  # 7,000: libraries
+    assert len(ForkingPickler.dumps(cache)) < 20_000  # to a process that is not forked it goes as shared memory
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
@@ -518,12 +694,8 @@ def private_kilobytes() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
-def report_memory(image: np.ndarray, target: Target, seed: tuple[int, ...]) -> tuple[np.ndarray, Target]:
-    if seed[2] % 50 == 0:
-        target.image_id = private_kilobytes()
-    else:
-        target.image_id = 0
-    return image, target
+def report_memory(target: Target, seed: tuple[int, ...]) -> None:
+    target.image_id = private_kilobytes() if seed[2] % 50 == 0 else 0
 
 
 @LINUX
@@ -534,7 +706,7 @@ def test_memory_stays_flat_over_epochs(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     images = [ImageRow(i, "a.png", 8, 8) for i in range(500)]
     rows = [AnnotationRow(i // 400, i, 0, [1.0, 1.0, 5.0, 5.0], 25.0, False) for i in range(200_000)]
-    data = DetectionDataset(Annotations.pack("a.json", tmp_path, [Category(1, "a")], images, rows), report_memory)
+    data = DetectionDataset(Annotations.pack("a.json", tmp_path, [Category(1, "a")], images, rows), Plain(report_memory))
     steps = TrainSampler(500, 20, seed=0, start_step=0, total_steps=3 * 25)
     per_epoch: list[list[int]] = [[], [], []]
     for step, batch in enumerate(train_loader(data, steps, 2, pin=False)):

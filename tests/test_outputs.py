@@ -46,7 +46,8 @@ def write(folder: Path, pairs: list[tuple[Frame, Detections]], **options: Any) -
     outputs = Outputs(folder, CATEGORIES, **options)
     for frame, detections in pairs:
         outputs.add(frame, detections)
-    return outputs.close()
+    outputs.close()
+    return outputs.objects
 
 
 def files(folder: Path) -> set[str]:
@@ -215,3 +216,46 @@ def test_a_video_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "drive.mp4").mkdir()
     with pytest.raises(Exception, match=r"drive\.mp4: this OpenCV cannot write such a video; --no-pictures does without"):
         write(tmp_path, [(moving(0), TWO)])
+
+
+def test_files_are_named_in_the_order_of_the_inputs(tmp_path: Path) -> None:
+    """Not in that of the pictures: of many ranks each sees only some."""
+    sources = [Source("a/street.png"), Source("b/street.png"), Source("c/street.mp4"), Source("d/street.png")]
+    write(tmp_path, [(still("d/street.png", 4), TWO), (still("b/street.png", 2), TWO)], formats=(), inputs=sources)
+    assert files(tmp_path) == {"street_2.jpg", "street_4.jpg"}
+
+
+def test_entries_of_all_ranks_in_the_pictures_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = [{"image_id": n, "score": score} for n, score in ((3, 0.5), (3, 0.9), (4, 0.1))]
+    monkeypatch.setattr("retinanet.outputs.gather_to_main", lambda entries: [entries, other])
+    pairs = [(still("a.png", 1), TWO), (still("b.png", 2), found()), (still("e.png", 5), TWO)]
+    assert write(tmp_path, pairs, formats=("json",)) == 7
+    entries = json.loads((tmp_path / "detections.json").read_text())
+    assert [(e["image_id"], e["score"]) for e in entries] == [
+        *((1, 0.75), (1, 0.5), (3, 0.5), (3, 0.9), (4, 0.1)),  # within a picture as they came
+        *((5, 0.75), (5, 0.5)),
+    ]
+
+
+def test_other_ranks_leave_the_common_files_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retinanet.outputs.is_main", lambda: False)
+    monkeypatch.setattr("retinanet.outputs.gather_to_main", lambda entries: [])
+    write(tmp_path, [(still("a.png"), TWO)], formats=("json", "csv", "coco", "yolo"), sheet=True)
+    assert files(tmp_path) == {"a.jpg", "yolo/a.txt"}
+
+
+def test_what_goes_wrong_while_writing_is_raised_and_the_rest_is_kept(tmp_path: Path) -> None:
+    """A folder stands where the second picture goes."""
+    (tmp_path / "b.jpg").mkdir()
+    outputs = Outputs(tmp_path, CATEGORIES)
+    for n, name in enumerate("abc", start=1):
+        outputs.add(still(f"{name}.png", n), TWO)
+    with pytest.raises(IsADirectoryError):
+        outputs.close()
+    assert files(tmp_path) == {"a.jpg", "c.jpg", "detections.json"}
+    outputs = Outputs(tmp_path, CATEGORIES)
+    with pytest.raises(IsADirectoryError):  # and before the end, when it is a long one
+        for n in range(1, 100):
+            outputs.add(still("b.png", n), TWO)
+    with pytest.raises(IsADirectoryError):
+        outputs.close()

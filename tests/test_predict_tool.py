@@ -1,7 +1,9 @@
 """tools/predict.py with a detector whose truth is known: videos, cameras, tiles, forms, and Ctrl-C."""
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,14 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pytest
+import torch
 from finder import CATEGORIES, RectangleFinder, draw, grey
 from PIL import Image
 from test_inputs import Camera, turn
 
+from retinanet.checkpoint import Checkpoint, save_checkpoint
 from retinanet.config import parse_config
+from retinanet.model import build_model
 
 TOOL = Path(__file__).parent.parent / "tools" / "predict.py"
 
@@ -214,7 +219,7 @@ def test_forms_and_folders_of_folders(run: Run, tmp_path: Path) -> None:
         (["--tile", "8"], "a tile must have at least 32 pixels a side, got 8"),
         (["--tile", "64", "--overlap", "1"], "the overlap of tiles is a share of their side, 0..0.9, got 1"),
         (["--every", "0"], "not every 0"),
-        (["--precision", "int8"], "there is no precision 'int8': expected auto, fp32, bf16 or fp16"),
+        (["--precision", "fp8"], "there is no precision 'fp8': expected auto, fp32, "),
     ],
 )
 def test_mistakes_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -222,3 +227,70 @@ def test_mistakes_are_one_line(run: Run, tmp_path: Path, arguments: list[str], m
     outcome = run("a.png", *arguments)
     assert outcome.code == 2 and len(outcome.err.splitlines()) == 1 and message in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """A random detector, model.pt, and in in/ eleven pictures of several sizes, of which two share a name and one is torn."""
+    config = parse_config(
+        {
+            "model": {"num_classes": 2, "backbone": "resnet18", "norm": "batch", "fpn_channels": 32, "head_convs": 1},
+            "input": {"short_edge": 64, "long_edge": 128},
+        }
+    )
+    torch.manual_seed(0)
+    model = build_model(config.model, config.input, trained_backbone=False)
+    torch.nn.init.normal_(model.cls_subnet.final.weight, std=1.0)  # scores of all sizes
+    save_checkpoint(tmp_path / "model.pt", Checkpoint(config, CATEGORIES, model.state_dict()))
+    rng = np.random.default_rng(0)
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    for n in range(11):
+        name = "b/00.png" if n == 10 else f"{n:02}.png"
+        Image.fromarray(rng.integers(0, 256, (60 + 9 * n, 120 - 7 * n, 3), np.uint8)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "03.png").write_bytes(b"torn")
+    return tmp_path
+
+
+def started(album: Path, *program: str, inputs: str = "in", out: str) -> subprocess.CompletedProcess[str]:
+    options = ["--weights", "model.pt", "--recursive", "--batch-size", "2", "--score", "0.2", "--format", "json,coco,csv,yolo"]
+    command = [sys.executable, *program, str(TOOL), inputs, *options, "--device", "cpu", "--sheet", "--out", out]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=album, env=environment)
+
+
+@pytest.mark.slow
+def test_a_prediction_loads_neither_augmentation_nor_training_nor_evaluation(album: Path) -> None:
+    """Not at the start and not on the way: each would take as long as the prediction itself."""
+    outcome = started(album, "-X", "importtime", inputs="in/00.png", out="out")  # names on stderr what is imported
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    loaded = {line.rsplit("|", 1)[1].strip() for line in outcome.stderr.splitlines() if line.startswith("import time:")}
+    assert {"torch", "retinanet.predictor", "retinanet.outputs"} <= loaded
+    unneeded = {"albumentations", "tensorboard", "torch.utils.tensorboard", "matplotlib", "scipy", "pandas", "pycocotools"}
+    unneeded |= {"onnx", "onnxruntime", "retinanet.training", "retinanet.evaluation.coco", "retinanet.data.transforms"}
+    assert not loaded & unneeded
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(album: Path) -> None:
+    """To the byte: they share batches, not pictures, so that the padding is the same too."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    one, two = started(album, out="one"), started(album, *torchrun, out="two")
+    files = {path.relative_to(album / "one") for path in (album / "one").rglob("*.*")}
+    assert files == {path.relative_to(album / "two") for path in (album / "two").rglob("*.*")}
+    assert {"00.jpg", "00_2.jpg", "sheet.jpg", "yolo/09.txt"} <= set(map(str, files)) and len(files) == 10 + 10 + 1 + 3
+    for name in files - {Path("sheet.jpg")}:  # the first process's pictures
+        assert (album / "one" / name).read_bytes() == (album / "two" / name).read_bytes(), name
+    found = json.loads((album / "two" / "detections.json").read_text())
+    assert {entry["image_id"] for entry in found} == {*range(1, 12)} - {4}
+    for outcome in (one, two):
+        assert outcome.returncode == 1, outcome.stderr
+        assert outcome.stdout.count("warning: left out: in/03.png: not an image") == 1
+        assert outcome.stdout.count(f"{len(found)} objects in 10 images; ") == 1
+        assert outcome.stdout.count("1 of 11 inputs could not be read, named above") == 1
+    write_video(album / "drive.mp4")
+    refused = started(album, *torchrun, inputs="drive.mp4", out="three")
+    assert (
+        "error: drive.mp4: several processes share pictures, not videos or cameras: start one without torchrun"
+        in refused.stderr
+    )
+    assert not (album / "three").exists()

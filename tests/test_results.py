@@ -81,6 +81,29 @@ def test_round_trip(tmp_path: Path) -> None:
     np.testing.assert_allclose(again[:, 5], rows[:, 5], atol=0.5001e-6, rtol=0)
 
 
+def test_rounding_is_pythons_own_and_blocks_leave_no_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers a hair from a half: a thousand times 9.0005 is 9000.5 in floats, which rint takes down, though it lies above.
+    The text is what json.dumps writes of each entry, whatever the number of blocks."""
+    halves = np.arange(1, 41).reshape(10, 4) + np.array([0.0005, 0.0015, 0.0625, 0.1235])
+    rows = np.column_stack([np.full(10, 7), halves, np.linspace(0.0000005, 1, 10), np.full(10, 3)])
+    rows[0, 1:5] = [-0.0001, 509779946963137.3, np.inf, np.nan]  # the second times a thousand loses its tenths
+    monkeypatch.setattr("retinanet.results.BLOCK", 4)
+    write_detections(tmp_path / "d.json", rows, {7: 'a "b".jpg'}, {3: "größe"})
+    entries = [
+        {
+            "image_id": 7,
+            "file_name": 'a "b".jpg',
+            "category_id": 3,
+            "category_name": "größe",
+            "bbox": [round(value, 3) for value in row[1:5]],
+            "score": round(row[5], 6),
+        }
+        for row in rows.tolist()
+    ]
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    assert (tmp_path / "d.json").read_text(encoding="utf-8") == f"[\n{lines}\n]\n"
+
+
 def test_empty_file_of_results(tmp_path: Path) -> None:
     write_detections(tmp_path / "d.json", np.empty((0, COLUMNS)), {}, {})
     assert json.loads((tmp_path / "d.json").read_text()) == []

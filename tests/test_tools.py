@@ -178,7 +178,7 @@ def test_evaluate_weights(run: Run, weights: Path, tmp_path: Path) -> None:
     folder = weights.parent / "evaluation"
     metrics, detections = read(folder / "metrics.json"), read(folder / "detections.json")
     assert {path.name for path in folder.iterdir()} == {"metrics.json", "detections.json"}
-    assert set(NAMES) | {"images", "detections", "per_class"} == set(metrics)
+    assert set(NAMES) | {"images", "detections", "evaluator", "per_class"} == set(metrics)
     assert list(metrics["per_class"]) == ["red", "green"]
     assert set(metrics["per_class"]["red"]) == {"AP", "AP50", "AR100", "boxes", "threshold"}
     assert metrics["images"] == 4 and metrics["detections"] == len(detections) > 0

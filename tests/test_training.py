@@ -175,7 +175,7 @@ def test_resume_without_a_run_starts_afresh(make_coco: MakeCoco, tmp_path: Path,
 def test_accumulation_gives_the_same_gradient_as_the_whole_batch(make_coco: MakeCoco, tmp_path: Path, norm: str) -> None:
     data = make_coco(size=(64, 64))
     gradients = []
-    for parts in (1, 2, 4):
+    for parts in (1, 2, 3, 4):  # 3: one, one and two images
         config = _config(data, tmp_path / str(parts), optimizer="sgd", accumulate_steps=parts, learning_rate=1.0)
         config.model.norm = norm  # type: ignore[assignment]
         config.model.freeze_stages = 0
@@ -194,8 +194,8 @@ def _first_gradient(config: Config) -> dict[str, Tensor]:
     def look(optimizer: Any, *_: Any) -> None:
         seen.update({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None})
 
-    trainer.optimizer.register_step_pre_hook(look)
-    trainer._train_step(next(iter(trainer._loader())), False)
+    trainer.learner.optimizer.register_step_pre_hook(look)
+    trainer._train_step(next(iter(trainer._loader(0))))
     return seen
 
 
@@ -279,7 +279,7 @@ def test_what_cannot_be_trained_is_said_in_one_line(make_coco: MakeCoco, tmp_pat
             train(config)
         assert "\n" not in str(caught.value)
 
-    failing(lambda c: setattr(c.train, "accumulate_steps", 3), "batch_size 4 cannot be shared")
+    failing(lambda c: setattr(c.train, "accumulate_steps", 5), "batch_size 4 cannot be shared")
     failing(lambda c: setattr(c.train, "epochs", 1), r"at most one of train\.epochs and train\.max_steps")
     failing(lambda c: setattr(c.model, "num_classes", 3), "num_classes is 3, but .* has 2 classes")
     failing(lambda c: setattr(c.data, "train", None), r"data\.train is not set")

@@ -209,6 +209,105 @@ def test_box_at_the_border_stays_at_the_border(size: tuple[int, int]) -> None:
     assert result.boxes.tolist() == [[0, 0, image.shape[1], image.shape[0]]]
 
 
+# ------------------------------------------------------------------------------------------------- flips one by one
+
+SIMPLE: list[list[Any]] = [
+    ["HorizontalFlip"],
+    [{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.3}}],
+    [{"HorizontalFlip": {"p": 1}}, "ColorJitter", {"VerticalFlip": {"p": 0}}, {"GaussNoise": {"p": 0.8}}],
+    ["RandomBrightnessContrast", "HorizontalFlip"],
+]
+
+
+@pytest.mark.parametrize("transforms", SIMPLE)
+def test_one_by_one_is_what_the_pipeline_does(transforms: list[Any]) -> None:
+    """The same random numbers, so the same pictures; boxes but for the pipeline's arithmetic."""
+    image = picture(40, 60)
+    truth = target([[1.5, 2, 30, 36.25], [0, 0, 60, 40], [59, 3, 60, 4]], [3, 4, 5], [[16, 1, 20, 3]])
+    steps, pipeline = Augment(transforms, [32, 48], 80), Augment(transforms, [32, 48], 80)
+    assert steps.only_flips_move
+    pipeline.only_flips_move = False
+    shapes, flipped = set(), set()
+    for index in range(60):
+        (one, one_target), (other, other_target) = (augment(image, truth, (0, 0, index)) for augment in (steps, pipeline))
+        np.testing.assert_array_equal(one, other)
+        assert_boxes(one_target.boxes, other_target.boxes.tolist())
+        assert_boxes(one_target.ignore_boxes, other_target.ignore_boxes.tolist())
+        assert one_target.labels.tolist() == other_target.labels.tolist() == [3, 4, 5] and one_target.image_id == 9
+        shapes.add(one.shape)
+        flipped.add(bool(one_target.boxes[2, 0] < 20))  # it lies at the right side
+    assert len(shapes) == 2
+    assert flipped == ({True} if transforms == SIMPLE[2] else {False, True})
+    assert truth.boxes[2].tolist() == [59, 3, 60, 4]  # the one given is left as it was
+
+
+def test_vertical_flip_by_hand() -> None:
+    image = picture(10, 20)
+    augment = unresized([{"VerticalFlip": {"p": 1}}], 10, 20)
+    flipped, result = augment(image, target([[1, 2, 5, 6]], [3], [[16, 1, 20, 3]]), SEED)
+    np.testing.assert_array_equal(flipped, image[::-1])
+    assert_boxes(result.boxes, [[1, 4, 5, 8]])  # y -> 10 - y
+    assert_boxes(result.ignore_boxes, [[16, 7, 20, 9]])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "Transpose",
+        crop(0, 0, 9, 9),
+        "RandomRotate90",
+        {"OneOf": {"transforms": ["HorizontalFlip", "Blur"]}},
+        "CoarseDropout",
+        "ToTensorV2",
+    ],
+)
+def test_what_moves_boxes_otherwise_goes_through_the_pipeline(entry: Any) -> None:
+    assert not Augment(["HorizontalFlip", entry, "ColorJitter"], [32], 64).only_flips_move
+
+
+def test_a_box_thinner_than_the_flip_resolves_is_dropped() -> None:
+    """In float32 20 - 1e-7 is 20: mirrored, the box has no width."""
+    augment = unresized([{"HorizontalFlip": {"p": 1}}], 10, 20)
+    _, result = augment(picture(10, 20), target([[0, 2, 1e-7, 6], [1, 2, 5, 6]], [3, 4]), SEED)
+    assert_boxes(result.boxes, [[15, 2, 19, 6]])
+    assert result.labels.tolist() == [4]
+
+
+@pytest.mark.parametrize("transforms", [[], ["HorizontalFlip", {"VerticalFlip": {"p": 0.5}}]])
+def test_boxes_of_the_full_picture_with_one_decoded_smaller(transforms: list[Any]) -> None:
+    full = picture(41, 60).repeat(4, axis=0).repeat(4, axis=1)[:163]  # 163 x 240; a quarter is 41 x 60, a little too high
+    small = full[::4, ::4]
+    truth = target([[10, 10, 80, 120.5], [0, 0, 240, 163]], [1, 2], [[200, 3, 240, 50]])
+    augment = Augment(transforms, [20, 27], 1000)
+    for index in range(12):
+        (one, one_target), (other, other_target) = (
+            augment(full, truth, (0, 0, index)),
+            augment(small, truth, (0, 0, index), (163, 240)),
+        )
+        assert one.shape == other.shape == (*augment.result_size((163, 240), (0, 0, index)), 3)
+        assert torch.equal(one_target.boxes, other_target.boxes)
+        assert torch.equal(one_target.ignore_boxes, other_target.ignore_boxes)
+    resized, result = Resize(20, 1000)(small, truth, SEED, (163, 240))
+    assert resized.shape == (20, 29, 3)  # 240 * 20 / 163 = 29.45; by the small picture's own size 60 * 20 / 41 = 29.27
+    assert_boxes(result.boxes[1:], [[0, 0, 29, 20]])
+
+
+def test_reduced_decoding_needs_boxes_that_only_flips_move() -> None:
+    reduced = InputConfig(short_edge=64, long_edge=96, reduced_decode=True)
+    assert build_augment(AugmentConfig(), reduced).only_flips_move
+    with pytest.raises(UserError, match=r"^input\.reduced_decode: augment\.transforms may move boxes by HorizontalFlip and"):
+        build_augment(AugmentConfig(transforms=[crop(0, 0, 10, 10)]), reduced)
+
+
+@pytest.mark.parametrize(("short_edges", "long_edge", "largest"), [([20, 48], 64, (48, 64)), ([100, 20], 64, (64, 64))])
+def test_no_result_is_larger_than_the_largest(short_edges: list[int], long_edge: int, largest: tuple[int, int]) -> None:
+    augment = Augment([], short_edges, long_edge)
+    assert augment.largest == largest
+    for size in [(50, 50), (30, 60), (90, 20)]:
+        for index in range(6):
+            assert tuple(sorted(augment.result_size(size, (0, 0, index)))) <= largest
+
+
 # ------------------------------------------------------------------------------------------------------ randomness
 
 RANDOM: list[dict[str, dict[str, Any]] | str] = [
@@ -259,6 +358,7 @@ def test_short_edge_is_limited_by_the_long_one() -> None:
 
 HEIGHT, WIDTH = 37, 53
 PIPELINES: list[list[dict[str, dict[str, Any]]]] = [
+    [{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}],
     [{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}, {"RandomRotate90": {"p": 0.5}}],
     [{"RandomResizedCrop": {"size": [20, 31], "scale": [0.05, 1.0], "p": 1}}],
     [{"Affine": {"rotate": [-45, 45], "scale": [0.5, 2.0], "translate_percent": [-0.5, 0.5], "shear": [-20, 20], "p": 1}}],

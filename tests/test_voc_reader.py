@@ -68,7 +68,7 @@ def test_an_entity_without_a_declaration_is_no_xml(tmp_path: Path) -> None:
 
 
 def test_a_file_too_large_for_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinanet.data.files.LARGEST_TEXT", 1 << 20)
+    monkeypatch.setattr("retinanet.data.voc.LARGEST_XML", 1 << 20)
     xml(tmp_path / "Annotations" / "a.xml", " " * (1 << 20))
     with pytest.raises(UserError, match=r"a\.xml: larger than 1 MB"):
         load_voc(tmp_path)

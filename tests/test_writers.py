@@ -120,7 +120,7 @@ def test_what_is_lost_is_counted(tmp_path: Path) -> None:
         AnnotationRow(0, 5, 1, [0, 0, 2, 2], 4.0, True),
     ]
     make_images(tmp_path, images)
-    data = Annotations.pack("x", tmp_path, [Category(0, "a"), Category(5, "b\x07"), Category(6, "c")], images, rows)
+    data = Annotations.pack("x", tmp_path, [Category(0, "a"), Category(5, "b\ufffe"), Category(6, "c")], images, rows)
     area, border = "areas other than width x height", "boxes reaching over the border, cut there"
     lost = {kind: dict(write_dataset({"": data}, kind, tmp_path / kind)) for kind in FORMATS}
     changed = "class ids or names, which change"

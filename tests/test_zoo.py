@@ -1,6 +1,7 @@
 """Detectors by name: fetched once, checked, converted, kept; and one line that says what to do when that fails."""
 
 import hashlib
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -185,23 +186,27 @@ def test_damaged_file_without_a_full_digest_is_found_by_the_conversion(
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-def test_injected_download(cache: Path, algorithm: str) -> None:
+def test_digests(cache: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both publishers' digests, worked out by the standard library."""
     calls = []
 
-    def download(url: str, path: str) -> None:
-        calls.append(url)
-        Path(path).write_bytes(b"content")
+    class Response(io.BytesIO):
+        length = 7
 
+    def open_url(url: str) -> Response:
+        calls.append(url)
+        return Response(b"content")
+
+    monkeypatch.setattr("retinanet.download.open_url", open_url)
     right = ZooEntry(
         "https://x.org/a/b/c.pkl", "detectron2", 1.0, 1, "free", (algorithm, hashlib.new(algorithm, b"content").hexdigest()[:6])
     )
-    path = fetch("c", right, download)
+    path = fetch("c", right)
     assert path == cache / "c.pkl" and path.read_bytes() == b"content"
-    assert fetch("c", right, download) == path and calls == ["https://x.org/a/b/c.pkl"]
+    assert fetch("c", right) == path and calls == ["https://x.org/a/b/c.pkl"]
     wrong = ZooEntry("https://x.org/a/b/d.pkl", "detectron2", 1.0, 1, "free", (algorithm, "000000"))
     with pytest.raises(UserError, match=f"the {algorithm} of what came does not begin with 000000"):
-        fetch("d", wrong, download)
+        fetch("d", wrong)
     assert files(cache) == ["c.pkl"]
 
 

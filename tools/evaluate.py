@@ -76,7 +76,7 @@ def evaluate_weights(
     import torch
 
     from retinanet.config import config_for_inference, load_config
-    from retinanet.data.loader import choose_workers
+    from retinanet.data.workers import choose_workers
     from retinanet.distributed import is_main, main_first, process_group, say, world_size
     from retinanet.evaluation.run import evaluate_model
     from retinanet.postprocess import build_postprocessor
@@ -112,6 +112,7 @@ def evaluate_weights(
             precision=precision,
             batch_size=config.evaluation.batch_size,
             workers=choose_workers(config.data.workers, world_size()),
+            engine=config.evaluation.engine,
         )
         if is_main():
             write_evaluation(result.metrics, result.rows, annotations, folder)

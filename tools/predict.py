@@ -6,70 +6,92 @@ examples:
   python tools/predict.py photos/ 'more/*.png' --weights runs/demo/best.pt --score 0.3 --out found
   python tools/predict.py drive.mp4 --every 5                           or webcam:0, until Ctrl-C
   python tools/predict.py aerial.tif --tile 1024 --format json,yolo,crops
+  torchrun --nproc_per_node=8 tools/predict.py photos/ --weights runs/demo/best.pt       on many GPUs
 docs/prediction.md tells more.
 """
 
 import argparse
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retinanet.errors import UserError, command_line, did_you_mean
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
 
+    from retinanet.inputs import Reader
+    from retinanet.outputs import Outputs
     from retinanet.predictor import Predictor
-
-SHEET_SIZE = 12  # pictures on the page that --sheet writes
 
 
 @command_line
 def main() -> int:
     args = parse_arguments()
+    formats = parse_formats(args.format)
 
-    from tqdm import tqdm
+    from retinanet.distributed import process_group
 
+    with process_group(args.device) as device:
+        return predict(args, formats, device)
+
+
+def predict(args: argparse.Namespace, formats: list[str], device: "torch.device") -> int:
+    from retinanet.distributed import gather_to_main, main_first, say, world_size
     from retinanet.inputs import Reader, find_inputs
-    from retinanet.outputs import Outputs, save_picture
+    from retinanet.outputs import Outputs
     from retinanet.predictor import Predictor
-    from retinanet.visualize import contact_sheet, draw_detections
     from retinanet.weights.zoo import DEFAULT, ZOO
 
-    formats = parse_formats(args.format)
     sources = find_inputs(args.inputs, recursive=args.recursive)
-    reader = Reader(sources, every=args.every)
+    live = any(source.camera is not None for source in sources)
+    batch_size = (1 if live else 8) if args.batch_size is None else args.batch_size
+    reader = Reader(sources, batch_size if args.tile is None else min(1, batch_size), every=args.every)
     weights = args.weights or DEFAULT
     if args.weights is None:
-        print(f"no --weights given: {DEFAULT} of the zoo, AP {ZOO[DEFAULT].ap} on COCO as {ZOO[DEFAULT].source} says")
+        say(f"no --weights given: {DEFAULT} of the zoo, AP {ZOO[DEFAULT].ap} on COCO as {ZOO[DEFAULT].source} says")
     options = {"precision": args.precision, "tile": args.tile, "overlap": args.overlap, "tta": args.tta}
-    predictor = Predictor.load(weights, device=args.device, score_threshold=args.score, **options)
-    live = any(source.camera is not None for source in sources)
-    stream = predictor.stream(reader, (1 if live else 8) if args.batch_size is None else args.batch_size)
+    options |= {"score_threshold": args.score, "device": device if world_size() > 1 else args.device}
+    predictor = main_first(lambda: Predictor.load(weights, **options))
     out = args.out or (Path("runs", weights) if weights in ZOO else Path(weights).parent) / "predictions"
-    outputs = Outputs(out, predictor.categories, formats=formats, pictures=args.pictures, inputs=sources)
-    print(describe(predictor), flush=True)
-    shown: list[np.ndarray] = []
-    done, interrupted = 0, False
-    try:
-        for detections in tqdm(stream, total=reader.total(), desc="predict", unit="image"):
-            frame = reader.waiting.popleft()
-            outputs.add(frame, detections)
-            done += 1
-            if args.sheet and len(detections) and len(shown) < SHEET_SIZE:
-                shown.append(draw_detections(frame.image, detections))
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        found = outputs.close()
-    if shown:
-        save_picture(contact_sheet(shown), outputs.sheet)
-    if interrupted:
-        print("stopped" if reader.live else "interrupted: what was found so far is written")
+    outputs = Outputs(out, predictor.categories, formats=formats, pictures=args.pictures, sheet=args.sheet, inputs=sources)
+    say(describe(predictor))
+    done, stopped = look(predictor, reader, outputs, batch_size)
+    ranks = gather_to_main((done, stopped, reader.unreadable))
+    if not ranks:  # the first one tells of all
+        return 0
+    done, stopped, unreadable = map(sum, zip(*ranks, strict=True))
+    if stopped:
+        say("stopped" if reader.live else "interrupted: what was found so far is written")
     written = ["pictures"] * args.pictures + ["detections.json" if name == "json" else name for name in formats]
-    print(f"{found} objects in {done} images; {' and '.join(written)} in {out}")
-    if reader.unreadable:
-        print(f"{reader.unreadable} of {len(sources)} inputs could not be read, named above")
-    return 130 if interrupted and not reader.live else int(reader.unreadable > 0)
+    say(f"{outputs.objects} objects in {done} images; {' and '.join(written)} in {out}")
+    if unreadable:
+        say(f"{unreadable} of {len(sources)} inputs could not be read, named above")
+    return 130 if stopped and not reader.live else int(unreadable > 0)
+
+
+def look(predictor: "Predictor", reader: "Reader", outputs: "Outputs", batch_size: int) -> tuple[int, int]:
+    """At how many pictures this rank looked, and whether Ctrl-C ended it."""
+    from tqdm import tqdm
+
+    from retinanet.distributed import is_main, world_size
+
+    done = stopped = 0
+    try:
+        with tqdm(total=reader.total(), desc="predict", unit="image", disable=not is_main()) as progress:
+            for frames in reader:
+                found = predictor.stream([frame.image for frame in frames], batch_size)
+                for frame, detections in zip(frames, found, strict=True):
+                    outputs.add(frame, detections)
+                    done += 1
+                    progress.update()
+    except KeyboardInterrupt:
+        stopped = 1
+    finally:
+        if world_size() > 1:  # torchrun passes Ctrl-C on once more, and the ranks have yet to meet
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        outputs.close()
+    return done, stopped
 
 
 def parse_formats(text: str) -> list[str]:

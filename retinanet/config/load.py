@@ -1,14 +1,22 @@
 """YAML and `key.sub=value` to a checked `Config`, and what two of them differ in."""
 
+import math
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from retinanet.bounded import read_bounded
 from retinanet.config.schema import Config, TrainConfig
 from retinanet.errors import UserError, did_you_mean
+
+LARGEST_CONFIG = 1 << 20  # bytes, and values
+SHOWN = reprlib.Repr()  # of a value in a message
+SHOWN.maxstring = SHOWN.maxother = 200
+SHOWN.maxlevel = 2
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> Config:
@@ -88,7 +96,14 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one place: plain YAML silently forgets the first."""
+    """Refuses a key that stands twice in one place, the first of which plain YAML silently forgets; and references that
+    would unfold without end."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _unfolded(node, {}) > LARGEST_CONFIG:
+            raise yaml.YAMLError(f"its references stand for more than {LARGEST_CONFIG} values")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -98,15 +113,25 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values `node` holds with every reference written out; infinite if it refers to itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        inner = [part for pair in pairs for part in pair] or (node.value if isinstance(node, yaml.SequenceNode) else [])
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in inner)
+    return known[id(node)]
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        raw = yaml.load(read_bounded(path, LARGEST_CONFIG).decode(), Loader=_Loader)
     except FileNotFoundError:
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
         raise UserError(f"config {path} does not exist.{near}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the latter two: a 31st of February, endless nesting
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if raw is not None and not isinstance(raw, dict):
         raise UserError(f"config {path}: expected 'key: value' lines, got {type(raw).__name__}")
@@ -118,8 +143,8 @@ def _split_override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"'{text}': expected key.sub=value, e.g. train.batch_size=8")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key, yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"'{text}': the value is not valid YAML") from None
 
 
@@ -142,9 +167,9 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}'.{_nearest(fault['loc'])}"
     if fault["type"] == "model_type":
-        return f"{key}: expected 'key: value' pairs (got {fault['input']!r})"
+        return f"{key}: expected 'key: value' pairs (got {SHOWN.repr(fault['input'])})"
     message = fault["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+    value = "" if isinstance(fault["input"], dict) else f" (got {SHOWN.repr(fault['input'])})"
     return f"{key or 'config'}: {message}{value}"
 
 

@@ -76,6 +76,9 @@ class InputConfig(Section):
     short_edge: int = Field(800, ge=32, description="Images are resized to this shorter side,")
     long_edge: int = Field(1333, ge=32, description="... unless the longer one would exceed this.")
     size_rounding: Literal["nearest", "floor"] = Field("nearest", description="How the longer side becomes whole pixels.")
+    reduced_decode: bool = Field(
+        False, description="Training and evaluation decode large JPEGs at 1/2, 1/4 or 1/8: faster, slightly other pixels."
+    )
     mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="RGB, on the 0..255 scale.")
     std: tuple[float, float, float] = Field((58.395, 57.12, 57.375), description="RGB, on the 0..255 scale.")
 
@@ -132,6 +135,7 @@ class DataConfig(Section):
         None, gt=0, le=1, description="Repeat images of classes that fewer than this share of the images have (LVIS: 0.001)."
     )
     workers: int | None = Field(None, ge=0, description="Loading processes per rank; null chooses from the cores.")
+    cache: bool = Field(False, description="Decode training pictures once and keep them in memory, if it is large enough.")
     max_corrupt_share: float = Field(0.01, ge=0, le=1, description="Stop when more of the images read are unreadable.")
 
     @model_validator(mode="after")
@@ -185,7 +189,9 @@ class TrainConfig(Section):
     compile: bool = Field(False, description="torch.compile the model.")
     log_every_steps: int = Field(20, ge=1)
     validate_every_steps: int | None = Field(None, ge=1, description="null: once an epoch, at most 20 times in a run.")
-    save_every_steps: int | None = Field(None, ge=1, description="null: at every validation.")
+    save_every_steps: int | None = Field(None, ge=1, description="Save so often, besides at every validation,")
+    save_every_minutes: float | None = Field(15.0, gt=0, description="... and when the last save is so old: what a kill costs.")
+    keep_checkpoints: int = Field(2, ge=1, description="last.pt, previous.pt, previous-2.pt ...: so many are kept.")
     max_bad_steps: int = Field(10, ge=0, description="Skipped non-finite steps in a row before training stops.")
 
     @model_validator(mode="after")
@@ -198,6 +204,9 @@ class TrainConfig(Section):
 class EvaluationConfig(Section):
     batch_size: int = Field(8, ge=1, description="Images in a forward, on each rank.")
     split: Literal["val", "test", "train"] = Field("val", description="Which part of data is evaluated.")
+    engine: Literal["auto", "pycocotools", "faster-coco-eval"] = Field(
+        "auto", description="What computes the COCO numbers, which are the same; auto: faster-coco-eval where it is installed."
+    )
 
 
 class Config(Section):
@@ -213,3 +222,9 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     output_dir: str | None = Field(None, description="Where a run keeps its files; null: runs/<the config's stem>.")
     seed: int = Field(0, ge=0, description="Of everything random.")
+
+    @model_validator(mode="after")
+    def _cached_in_full(self) -> Self:
+        if self.data.cache and self.input.reduced_decode:
+            raise ValueError("data.cache keeps pictures in full, for all sizes: it does not go with input.reduced_decode")
+        return self

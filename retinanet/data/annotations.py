@@ -6,7 +6,7 @@ writes to them. Packed in arrays they are tens of megabytes that stay shared.
 
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from retinanet.data.faults import DataError
-from retinanet.structures import Category, Target
+from retinanet.structures import Category, Target, check_names
 
 OVER = 1.0  # pixels that a box may reach over the border unreported: rounding
 
@@ -50,6 +50,9 @@ class AnnotationRow(NamedTuple):
     coco_box: list[float]  # x, y, width, height
     area: float
     crowd: bool
+
+
+ROW = np.dtype([("image", "i8"), ("id", "i8"), ("label", "i8"), ("coco_box", "f8", 4), ("area", "f8"), ("crowd", "?")])
 
 
 def corner_row(
@@ -98,12 +101,13 @@ class Annotations:
         image_dir: Path,
         categories: Sequence[Category],
         images: Sequence[ImageRow],
-        rows: Sequence[AnnotationRow],
+        rows: Iterable[AnnotationRow],
     ) -> "Annotations":
-        """Packs what a reader found; annotations of an image keep their order."""
-        rows = sorted(rows, key=lambda row: row.image)  # stable
-        columns = list(zip(*rows, strict=True)) if rows else [()] * 6
-        lengths = np.bincount(np.array(columns[0], dtype=np.int64), minlength=len(images))
+        """Packs what a reader found; annotations of an image keep their order. `rows` may be a generator: none is kept."""
+        check_names(categories, source)
+        table = np.fromiter(rows, ROW)
+        order = np.argsort(table["image"], kind="stable")
+        lengths = np.bincount(table["image"], minlength=len(images))
         return cls(
             source=source,
             image_dir=image_dir,
@@ -112,11 +116,11 @@ class Annotations:
             file_names=PackedStrings([image.file_name for image in images]),
             sizes=np.array([[image.height, image.width] for image in images], np.int64).reshape(-1, 2),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            annotation_ids=np.array(columns[1], dtype=np.int64),
-            labels=np.array(columns[2], dtype=np.int64),
-            coco_boxes=np.array(columns[3], dtype=np.float64).reshape(-1, 4),
-            areas=np.array(columns[4], dtype=np.float64),
-            crowd=np.array(columns[5], dtype=bool),
+            annotation_ids=table["id"][order],
+            labels=table["label"][order],
+            coco_boxes=table["coco_box"][order],
+            areas=table["area"][order],
+            crowd=table["crowd"][order],
         )
 
     @property

@@ -4,15 +4,17 @@ import json
 import math
 import reprlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from retinanet.bounded import LARGEST_JSON, read_bounded
 from retinanet.data.annotations import AnnotationRow, Annotations, ImageRow
 from retinanet.data.faults import DataError, Fault, reading
 from retinanet.distributed import say
-from retinanet.errors import UserError
+from retinanet.errors import CONTROL, UserError
 from retinanet.structures import Category
 
 SHOWN = 5  # annotations named in a note
@@ -40,29 +42,36 @@ def load_coco(file: str | Path, image_dir: str | Path, faults: list[Fault] | Non
     if not images:
         raise UserError(f"{file}: 'images' is empty")
     image_of = {number: index for index, number in enumerate(images)}
-    rows: list[AnnotationRow] = []
-    for n, entry in enumerate(raw["annotations"]):
-        with reading(faults, file):
-            rows.append(_annotation(entry, n, label_of, image_of, file))
-    return Annotations.pack(str(file), Path(image_dir), categories, [*images.values()], rows)
+
+    def rows() -> Iterator[AnnotationRow]:
+        entries, raw["annotations"] = raw["annotations"], []
+        for n in range(len(entries)):
+            with reading(faults, file):
+                yield _annotation(entries[n], n, label_of, image_of, file)
+            entries[n] = None  # a million of them are a gigabyte
+
+    return Annotations.pack(str(file), Path(image_dir), categories, [*images.values()], rows())
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = file.read_bytes()
+    try:  # the bytes are held by nobody, so that they go once they are text; outlines go as they are read
+        raw = json.loads(read_bounded(file, LARGEST_JSON), object_hook=_without_outline)
     except FileNotFoundError:
         raise UserError(f"annotation file {file} does not exist") from None
     except OSError as error:
         raise UserError(f"annotation file {file} cannot be read: {error.strerror}") from None
-    try:
-        raw = json.loads(content)
     except (ValueError, RecursionError) as error:
-        begin = content[:20].decode(errors="replace")  # of a web page, an archive or a Git LFS pointer it tells enough
+        begin = read_bounded(file, LARGEST_JSON)[:20].decode(errors="replace")  # tells a web page or a Git LFS pointer
         raise UserError(f"annotation file {file} is not valid JSON: {error}; it begins with {begin!r}") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(raw, dict) or not isinstance(raw.get(key), list):
             raise UserError(f"{file}: a COCO instances file needs a list '{key}'")
     return raw
+
+
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    entry.pop("segmentation", None)  # polygons are most of COCO's files
+    return entry
 
 
 def _categories(raw: dict[str, Any], file: Path) -> list[Category]:
@@ -168,8 +177,7 @@ def _id_of(entry: Any) -> str:
 def check_file_name(name: str, where: str) -> None:
     """Raises `UserError` for an image file that lies outside the image folder: a data set names only its own files."""
     path = PurePath(name)
-    odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name)  # the latter: bytes that are no UTF-8
-    if path.anchor or ".." in path.parts or not path.name or odd:
+    if path.anchor or ".." in path.parts or not path.name or CONTROL.search(name):
         message = f"{where} has the file name {reprlib.repr(name)}, which must be a path inside the image folder"
         raise DataError("unusable file name", message)
 

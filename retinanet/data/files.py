@@ -8,25 +8,22 @@ from typing import Any
 
 import yaml
 
+from retinanet.bounded import read_bounded
 from retinanet.data.coco import LARGEST, check_categories, check_file_name
 from retinanet.errors import UserError
 from retinanet.structures import Category
 
 LARGEST_TEXT = 64 * 2**20  # bytes: more is no list of images and no image's labels
+LARGEST_YAML = 4 * 2**20  # bytes: 100,000 names of classes; its reader is slow
 YAML = (".yaml", ".yml")
 
 
 def read_bytes(file: Path, largest: int | None = None) -> bytes:
     """The content of a file of at most `largest` bytes, 64 MB if None. Raises `UserError`."""
-    largest = largest or LARGEST_TEXT
     try:
-        with file.open("rb") as stream:
-            content = stream.read(largest + 1)
+        return read_bounded(file, largest or LARGEST_TEXT)
     except (OSError, ValueError) as error:  # ValueError: a null in the name
         raise UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(content) > largest:
-        raise UserError(f"{file}: larger than {largest >> 20} MB, which no file of this kind is")
-    return content
 
 
 def read_lines(file: Path, largest: int | None = None) -> list[str]:
@@ -40,7 +37,7 @@ def read_lines(file: Path, largest: int | None = None) -> list[str]:
 def read_yaml(file: Path) -> dict[str, Any]:
     """A YAML mapping, all values as the text that stands there: a class may be called `no`. Raises `UserError`."""
     try:
-        raw = yaml.load(read_bytes(file), Loader=yaml.BaseLoader)
+        raw = yaml.load(read_bytes(file, LARGEST_YAML), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

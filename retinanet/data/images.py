@@ -1,9 +1,10 @@
 """Any picture to RGB uint8, upright; and the resize that training and inference share."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,11 @@ from retinanet.data.faults import Fault, reading
 from retinanet.errors import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".jfif", ".avif"}
+# All that is decoded, whatever a file is called. Pillow would hand PostScript, which is a program, to an interpreter.
+FORMATS = ["JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "TGA"]
+FORMATS += ["AVIF"] if find_spec("PIL.AvifImagePlugin") else []  # since Pillow 11.3
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow's decoders raise
+Size = tuple[int, int]  # (height, width)
 MANY = 2000  # files whose reading takes seconds, so that progress is shown
 
 
@@ -30,6 +35,19 @@ def read_image(path: str | Path) -> np.ndarray:
         return to_rgb(image)
 
 
+def read_reduced(path: str | Path, wanted: Callable[[Size], Size]) -> tuple[np.ndarray, Size]:
+    """The picture like `read_image`'s, and the size that it has in full. A JPEG is decoded at a half, a quarter or an eighth
+    of that where this is still no smaller than the size that `wanted` makes of the full one.
+
+    The decoder then averages pixels that `resize` would leave out; it takes a fraction of the time.
+    """
+    with warnings.catch_warnings(action="ignore"), opened(path) as image:
+        size = _upright_size(image)
+        height, width = wanted(size)
+        image.draft(None, (height, width) if lies_down(image) else (width, height))
+        return to_rgb(image), size
+
+
 def read_sizes(paths: Sequence[Path], faults: list[Fault] | None = None) -> np.ndarray:
     """[I, 2] int64 (height, width) of the pictures as `read_image` gives them, from their headers; many at a time.
 
@@ -38,8 +56,8 @@ def read_sizes(paths: Sequence[Path], faults: list[Fault] | None = None) -> np.n
     from tqdm import tqdm
 
     def read(path: Path) -> tuple[int, int]:
-        with reading(faults, path):
-            return _read_size(path)
+        with reading(faults, path), opened(path) as image:
+            return _upright_size(image)
         return 0, 0
 
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(8) as pool:
@@ -47,13 +65,12 @@ def read_sizes(paths: Sequence[Path], faults: list[Fault] | None = None) -> np.n
         return np.array(list(sizes), np.int64).reshape(-1, 2)
 
 
-def _read_size(path: Path) -> tuple[int, int]:
-    with opened(path) as image:
-        turned = lies_down(image)
-        if turned and image.format == "TIFF":  # turns itself when decoded, in newer Pillows even before
-            image.load()
-            turned = False
-        return (image.width, image.height) if turned else (image.height, image.width)
+def _upright_size(image: Image.Image) -> Size:
+    turned = lies_down(image)
+    if turned and image.format == "TIFF":  # turns itself when decoded, in newer Pillows even before
+        image.load()
+        turned = False
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def lies_down(image: Image.Image) -> bool:
@@ -65,7 +82,9 @@ def lies_down(image: Image.Image) -> bool:
 def opened(path: str | Path) -> Iterator[Image.Image]:
     """The file opened by Pillow; what that and the body raise about it becomes `UnreadableImageError`."""
     try:
-        with Image.open(path) as image:
+        if Path(path).is_fifo():  # which would be waited for, without end
+            raise UnreadableImageError(f"{path}: a pipe, not a file")
+        with Image.open(path, formats=FORMATS) as image:
             yield image
     except FileNotFoundError:
         raise UnreadableImageError(f"{path}: no such file") from None
@@ -77,10 +96,11 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 
 def to_rgb(image: Image.Image) -> np.ndarray:
     """A PIL image of any mode as upright RGB uint8 [height, width, 3]. Transparent parts become white."""
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_8_bits(np.asarray(ImageOps.exif_transpose(image))))
-    else:
+    image.load()  # before its EXIF tag is asked: a TIFF turns itself, a PNG may have the tag at its end
+    if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):  # else exif_transpose would copy it all the same
         image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -99,8 +119,8 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def resized_size(
-    size: tuple[int, int], short_edge: int, long_edge: int, rounding: str = "nearest", *, largest: tuple[int, int] | None = None
-) -> tuple[int, int]:
+    size: Size, short_edge: int, long_edge: int, rounding: str = "nearest", *, largest: Size | None = None
+) -> Size:
     """(height, width) after scaling the shorter side to `short_edge`, or less if the longer would exceed `long_edge`, or
     the whole `largest`, a (height, width).
 
@@ -113,7 +133,7 @@ def resized_size(
     return max(1, int(size[0] * scale + half)), max(1, int(size[1] * scale + half))
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(image: np.ndarray, size: Size) -> np.ndarray:
     """uint8 [H, W, 3] at another (height, width): bilinear, pixel centres aligned, no antialiasing, as the peers do."""
     if image.shape[:2] == tuple(size):
         return image

@@ -1,29 +1,39 @@
-"""Which samples make which batch, reading them in worker processes, and putting them together."""
+"""Reading samples, in loading processes, and putting them together to batches."""
 
 import math
-import os
-import signal
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from retinanet.data.annotations import Annotations
-from retinanet.data.images import UnreadableImageError, read_image
+from retinanet.data.cache import PictureCache
+from retinanet.data.images import Size, UnreadableImageError, read_image, read_reduced
+from retinanet.data.sampling import TrainSampler
+from retinanet.data.workers import PATIENCE, plan_loading, quiet_worker
+from retinanet.distributed import say
 from retinanet.errors import UserError
 from retinanet.structures import Batch, Target
 
 PAD_MULTIPLE = 32  # the strides of C3..C5 divide it, so that cells of all images lie on one grid
+COMPILED_MULTIPLE = 128  # where the model is compiled, once for each size
 STAND_INS = 20  # neighbours tried in place of an unreadable image
 
 
 class Transform(Protocol):
-    def __call__(self, image: np.ndarray, target: Target, seed: tuple[int, ...]) -> tuple[np.ndarray, Target]: ...
+    largest: Size  # sides that no result exceeds
+
+    def result_size(self, size: Size, seed: tuple[int, ...]) -> Size:
+        """What a picture of this (height, width) becomes."""
+        ...
+
+    def __call__(self, image: np.ndarray, target: Target, seed: tuple[int, ...], size: Size) -> tuple[np.ndarray, Target]:
+        """`size` is what the boxes refer to: the picture's own, or that in full of one decoded smaller."""
+        ...
 
 
 @dataclass
@@ -43,10 +53,22 @@ class DetectionDataset(Dataset[Sample]):
 
     With `stand_in=False` (evaluation) an unreadable image is a grey one without objects, so that no image is evaluated
     twice. Either way its name and the reason are in `Sample.faults`.
+
+    With `reduced` pictures are decoded no larger than `transform` needs them, with a `cache` they are taken from there.
     """
 
-    def __init__(self, annotations: Annotations, transform: Transform, *, seed: int = 0, stand_in: bool = True) -> None:
+    def __init__(
+        self,
+        annotations: Annotations,
+        transform: Transform,
+        *,
+        seed: int = 0,
+        stand_in: bool = True,
+        reduced: bool = False,
+        cache: PictureCache | None = None,
+    ) -> None:
         self.annotations, self.transform, self.seed, self.stand_in = annotations, transform, seed, stand_in
+        self.reduced, self.cache = reduced, cache
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -68,8 +90,7 @@ class DetectionDataset(Dataset[Sample]):
         return Sample(grey, empty, (PAD_MULTIPLE, PAD_MULTIPLE), self.annotations.file_names[index], faults, readable=False)
 
     def _read(self, index: int, seed: tuple[int, ...], faults: list[str]) -> Sample:
-        image = read_image(self.annotations.path(index))
-        height, width = image.shape[:2]
+        image, (height, width) = self._picture(index, seed)
         expected = tuple(self.annotations.sizes[index].tolist())
         if all(expected) and expected != (height, width):
             raise UnreadableImageError(
@@ -78,7 +99,7 @@ class DetectionDataset(Dataset[Sample]):
             )
         target = self.annotations.target(index, (height, width))
         try:
-            resized, target = self.transform(image, target, seed)
+            resized, target = self.transform(image, target, seed, (height, width))
         except UserError:
             raise
         except Exception as error:
@@ -86,17 +107,26 @@ class DetectionDataset(Dataset[Sample]):
             raise UserError(f"{self.annotations.path(index)}: augmentation failed: {reason}") from error
         return Sample(resized, target, (height, width), self.annotations.file_names[index], faults)
 
+    def _picture(self, index: int, seed: tuple[int, ...]) -> tuple[np.ndarray, Size]:
+        """And its size in full."""
+        if self.reduced:
+            return read_reduced(self.annotations.path(index), lambda size: self.transform.result_size(size, seed))
+        image = self.cache.read(index) if self.cache is not None else None
+        if image is None:
+            image = read_image(self.annotations.path(index))
+        return image, (image.shape[0], image.shape[1])
 
-def collate(samples: list[Sample]) -> Batch:
-    """Pads to the largest height and width, rounded up to `PAD_MULTIPLE`; one uint8 array, filled once."""
+
+def collate(samples: list[Sample], multiple: int = PAD_MULTIPLE) -> Batch:
+    """Pads to the largest height and width, rounded up to a `multiple` of 32; one uint8 array, filled once."""
     sizes = torch.tensor([sample.image.shape[:2] for sample in samples])  # [B, 2]
-    height, width = (-(-int(side) // PAD_MULTIPLE) * PAD_MULTIPLE for side in sizes.amax(dim=0))
-    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    height, width = (_round_up(int(side), multiple) for side in sizes.amax(dim=0))
+    images = np.zeros((len(samples), 3, height, width), np.uint8)
     for padded, sample in zip(images, samples, strict=True):
-        image = torch.from_numpy(np.ascontiguousarray(sample.image))
-        padded[:, : image.shape[0], : image.shape[1]] = image.permute(2, 0, 1)
+        image = sample.image
+        padded[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
     return Batch(
-        images,
+        torch.from_numpy(images),
         sizes,
         torch.tensor([sample.original_size for sample in samples]),
         [sample.target for sample in samples],
@@ -104,6 +134,10 @@ def collate(samples: list[Sample]) -> Batch:
         [fault for sample in samples for fault in sample.faults],
         [sample.readable for sample in samples],
     )
+
+
+def _round_up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
 
 
 def _rebuild_target(boxes: np.ndarray, labels: np.ndarray, ignore_boxes: np.ndarray, image_id: int) -> Target:
@@ -119,140 +153,51 @@ def _reduce_target(target: Target) -> tuple[Any, ...]:
 ForkingPickler.register(Target, _reduce_target)
 
 
-def repeat_factors(annotations: Annotations, threshold: float) -> np.ndarray:
-    """How often an epoch shows each image, at least once on average: [I] float64 (Gupta et al. 2019, LVIS, appendix B.1).
-
-    That of a class is sqrt(threshold / share of images that have it), that of an image is its rarest class's.
-    """
-    image_of = annotations.image_of
-    useful = ~annotations.crowd & (annotations.coco_boxes[:, 2:] > 0).all(axis=1)
-    images, labels = np.unique(np.stack([image_of, annotations.labels])[:, useful], axis=1)  # each class once in an image
-    share = np.bincount(labels) / len(annotations)
-    factors = np.ones(len(annotations))
-    np.maximum.at(factors, images, np.sqrt(threshold / share[labels]))
-    return factors
-
-
-def _drawn(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which image i comes floor or ceil of factors[i] times, factors[i] on average.
-
-    One random number cuts the line of all fractions at every whole number: like a coin for each image, but their sum is
-    the same in every epoch to within one.
-    """
-    order = rng.permutation(len(factors))
-    whole, fraction = np.divmod(factors[order], 1)
-    cuts = np.floor(np.concatenate([[0], np.cumsum(fraction)]) + rng.random())
-    return rng.permutation(np.repeat(order, (whole + np.diff(cuts)).astype(np.int64)))
-
-
-def epoch_length(num_images: int, factors: np.ndarray | None) -> int:
-    """Images that an epoch shows."""
-    return num_images if factors is None else math.ceil(factors.sum())
-
-
-def epoch_batches(
-    num_images: int,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    portrait: np.ndarray | None,
-    factors: np.ndarray | None = None,
-) -> np.ndarray:
-    """The global batches of an epoch, [steps, batch_size] indices, from (seed, epoch) alone.
-
-    Every image comes at least once, or with `repeat_factors` so often; the last batch is filled up from the start of the
-    order. With `portrait`, [I] bool, batches hold one kind only, but for what is left over of both kinds.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(num_images) if factors is None else _drawn(factors, rng)
-    if portrait is not None:
-        full: list[np.ndarray] = []
-        rest: list[np.ndarray] = []
-        for kind in (True, False):
-            members = order[portrait[order] == kind]
-            cut = len(members) // batch_size * batch_size
-            full.append(members[:cut])
-            rest.append(members[cut:])
-        order = np.concatenate(full + rest)
-    steps = -(-epoch_length(num_images, factors) // batch_size)
-    batches = np.resize(order, (steps, batch_size))  # repeats the order as often as needed
-    return batches[rng.permutation(steps)]
-
-
-class TrainSampler(Sampler[list[tuple[int, ...]]]):
-    """This rank's part of every global batch from `start_step` to `total_steps`, as lists of (epoch, index, round)."""
-
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        *,
-        seed: int,
-        start_step: int,
-        total_steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-        portrait: np.ndarray | None = None,
-        factors: np.ndarray | None = None,
-    ) -> None:
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.portrait, self.factors = portrait, factors
-        self.start_step, self.total_steps = start_step, total_steps
-        share = batch_size // world_size
-        self.mine = slice(rank * share, (rank + 1) * share)
-
-    def __len__(self) -> int:
-        return self.total_steps - self.start_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        steps_per_epoch = -(-epoch_length(self.num_images, self.factors) // self.batch_size)
-        known_epoch, batches, shown = -1, np.empty((0, 0), np.int64), Counter[int]()
-        for step in range(self.start_step, self.total_steps):
-            epoch, position = divmod(step, steps_per_epoch)
-            if epoch != known_epoch:
-                batches = epoch_batches(self.num_images, self.batch_size, self.seed, epoch, self.portrait, self.factors)
-                known_epoch, shown = epoch, Counter(batches[:position].ravel().tolist())
-            keys: list[tuple[int, ...]] = []
-            for index in batches[position].tolist():
-                keys.append((epoch, index, shown[index]))
-                shown[index] += 1
-            yield keys[self.mine]
-
-
-def train_loader(dataset: DetectionDataset, sampler: TrainSampler, workers: int, *, pin: bool) -> DataLoader[Sample]:
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        worker_init_fn=_quiet_worker,
-        prefetch_factor=4 if workers else None,
-    )
+def train_loader(
+    dataset: DetectionDataset, sampler: TrainSampler, workers: int, *, pin: bool, multiple: int = PAD_MULTIPLE
+) -> DataLoader[Sample]:
+    """This rank's `Batch`es, padded to a `multiple` of 32; says how they are loaded."""
+    share = sampler.mine.stop - sampler.mine.start
+    loader = _loader(dataset, sampler, share, workers, pin, multiple)
+    ahead = f"{loader.prefetch_factor} batches ahead each, " if loader.num_workers else ""
+    pinned, cache = "pinned" if pin else "not pinned", dataset.cache or "none"
+    say(f"loading: {loader.num_workers} process(es) a rank, {ahead}{pinned}, cache: {cache}")
+    return loader
 
 
 def evaluation_loader(
-    annotations: Annotations, transform: Transform, batch_size: int, workers: int, *, rank: int = 0, world_size: int = 1
+    annotations: Annotations,
+    transform: Transform,
+    batch_size: int,
+    workers: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    pin: bool = False,
+    reduced: bool = False,
+    first: int = 0,
 ) -> DataLoader[Sample]:
-    """`Batch`es with every image of the data set exactly once over all ranks, sorted by shape: little padding."""
-    dataset = DetectionDataset(annotations, transform, stand_in=False)
+    """`Batch`es, from the `first` on, with every image of the data set exactly once over all ranks, sorted by shape: little
+    padding."""
+    dataset = DetectionDataset(annotations, transform, stand_in=False, reduced=reduced)
     order = np.lexsort((annotations.sizes[:, 1], annotations.sizes[:, 0]))[rank::world_size]
-    batches = [[(0, int(i), 0) for i in order[n : n + batch_size]] for n in range(0, len(order), batch_size)]
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=_quiet_worker)
+    batches = [[(0, int(i), 0) for i in order[n : n + batch_size]] for n in range(first * batch_size, len(order), batch_size)]
+    return _loader(dataset, batches, batch_size, workers, pin, PAD_MULTIPLE)
 
 
-def choose_workers(asked: int | None, world_size: int) -> int:
-    """Loading processes for this rank: as asked, else the cores that its share of the machine has, at most 8."""
-    if asked is not None:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return max(1, min(8, cores // local))
-
-
-def _quiet_worker(_: int) -> None:
-    """A worker keeps to one core, since OpenCV's threads would fight for the others, and leaves Ctrl-C to the main process."""
-    import cv2
-
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _loader(
+    dataset: DetectionDataset, batches: Any, batch_size: int, workers: int, pin: bool, multiple: int
+) -> DataLoader[Sample]:
+    image_bytes = 3 * math.prod(_round_up(side, multiple) for side in dataset.transform.largest)
+    workers, ahead = plan_loading(workers, batch_size * image_bytes)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=partial(collate, multiple=multiple),
+        pin_memory=pin,
+        generator=torch.Generator(),  # or the workers' seed is drawn from the run's, which a resumed one does once more
+        worker_init_fn=quiet_worker,
+        prefetch_factor=ahead if workers else None,
+        timeout=PATIENCE if workers else 0,
+    )

@@ -12,11 +12,15 @@ import torch
 from pydantic import ValidationError
 
 from retinanet.config import AugmentConfig, InputConfig
-from retinanet.data.images import resize, resized_size
+from retinanet.data.images import Size, resize, resized_size
 from retinanet.errors import UserError, did_you_mean
 from retinanet.structures import Target
 
-ABSTRACT = {"BasicTransform", "DualTransform", "ImageOnlyTransform", "Transform3D", "BaseCompose"}
+FLIPS = {"HorizontalFlip": 1, "VerticalFlip": 0}  # OpenCV's number of the axis
+ABSTRACT = {"BasicTransform", "DualTransform", "ImageOnlyTransform", "Transform3D", "BaseCompose", "Lambda"}
+
+
+Look = tuple[np.ndarray, Target]
 
 
 class Resize:
@@ -24,10 +28,16 @@ class Resize:
 
     def __init__(self, short_edge: int, long_edge: int, rounding: str = "nearest") -> None:
         self.short_edge, self.long_edge, self.rounding = short_edge, long_edge, rounding
+        self.largest = (min(short_edge, long_edge), long_edge)  # sides that no result exceeds
 
-    def __call__(self, image: np.ndarray, target: Target, seed: Sequence[int]) -> tuple[np.ndarray, Target]:
-        old = (image.shape[0], image.shape[1])
-        new = resized_size(old, self.short_edge, self.long_edge, self.rounding)
+    def result_size(self, size: Size, seed: Sequence[int]) -> Size:
+        """What a picture of this (height, width) becomes."""
+        return resized_size(size, self.short_edge, self.long_edge, self.rounding)
+
+    def __call__(self, image: np.ndarray, target: Target, seed: Sequence[int], size: Size | None = None) -> Look:
+        """`size` is what the boxes refer to: the picture's own, or that in full of one decoded smaller."""
+        old = size or (image.shape[0], image.shape[1])
+        new = self.result_size(old, seed)
         new_side, old_side = (target.boxes.new_tensor([side[1], side[0]] * 2) for side in (new, old))
         # In this order a box at the border stays at it: with new / old it could end up a rounding error outside.
         boxes, ignore = target.boxes * new_side / old_side, target.ignore_boxes * new_side / old_side
@@ -40,6 +50,8 @@ class Augment:
 
     Everything random follows from `seed`, (seed, epoch, index of the sample): neither the number of workers nor a
     resumed run can change what a sample looks like.
+
+    Where only flips move boxes, transforms are called one by one: the same pictures, without the pipeline's costs for boxes.
     """
 
     def __init__(
@@ -52,28 +64,61 @@ class Augment:
         rounding: str = "nearest",
     ) -> None:
         self.resizes = [Resize(short_edge, long_edge, rounding) for short_edge in short_edges]
+        self.largest = (max(resize_both.largest[0] for resize_both in self.resizes), long_edge)
         self.pipeline = build_pipeline(transforms, min_visibility) if transforms else None
+        self.only_flips_move = all(_flips_or_moves_nothing(step) for step in self.pipeline or ())
 
-    def __call__(self, image: np.ndarray, target: Target, seed: Sequence[int]) -> tuple[np.ndarray, Target]:
+    def result_size(self, size: Size, seed: Sequence[int]) -> Size:
+        """What a picture of this (height, width) becomes, where `only_flips_move`."""
+        return self._begin(seed)[1].result_size(size, seed)
+
+    def __call__(self, image: np.ndarray, target: Target, seed: Sequence[int], size: Size | None = None) -> Look:
+        """`size` as in `Resize`; other than the picture's own only where `only_flips_move`."""
+        rng, resize_both = self._begin(seed)
+        if self.pipeline is None:
+            return resize_both(image, target, seed, size)
+        # Not set_random_seed: it gives every transform the same numbers, and two flips would always come together.
+        self.pipeline.set_random_state(rng, random.Random(int(rng.integers(2**62))))
+        if not self.only_flips_move:
+            return resize_both(*_run_pipeline(self.pipeline, image, target), seed)
+        size = size or (image.shape[0], image.shape[1])
+        self.pipeline.py_random.random()  # which the pipeline would draw for itself
+        for step in self.pipeline:
+            image, target = _run_step(step, image, target, size)
+        return resize_both(_checked(image), target, seed, size)
+
+    def _begin(self, seed: Sequence[int]) -> tuple[np.random.Generator, Resize]:
         rng = np.random.default_rng(list(seed))
-        resize_both = self.resizes[rng.integers(len(self.resizes))]
-        if self.pipeline is not None:
-            # Not set_random_seed: it gives every transform the same numbers, and two flips would always come together.
-            self.pipeline.set_random_state(rng, random.Random(int(rng.integers(2**62))))
-            image, target = _run_pipeline(self.pipeline, image, target)
-        return resize_both(image, target, seed)
+        return rng, self.resizes[rng.integers(len(self.resizes))]
 
 
-def _run_pipeline(pipeline: Any, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
+def _flips_or_moves_nothing(step: Any) -> bool:
+    import albumentations as A
+
+    return type(step).__name__ in FLIPS or isinstance(step, A.ImageOnlyTransform)
+
+
+def _run_step(step: Any, image: np.ndarray, target: Target, size: Size) -> Look:
+    """A flip, or a transform of pixels alone. `size` (height, width) is what the boxes refer to."""
+    axis = FLIPS.get(type(step).__name__)
+    if axis is None:
+        return np.ascontiguousarray(step(image=image)["image"]), target
+    if not step.should_apply():
+        return image, target
+    import cv2
+
+    boxes, ignore = target.boxes.clone(), target.ignore_boxes.clone()
+    for flipped in (boxes, ignore):
+        near, far = 1 - axis, 3 - axis  # x1 and x2, or y1 and y2
+        flipped[:, [near, far]] = size[axis] - flipped[:, [far, near]]
+    return cv2.flip(image, axis), Target(boxes, target.labels, ignore, target.image_id)
+
+
+def _run_pipeline(pipeline: Any, image: np.ndarray, target: Target) -> Look:
     """Objects and ignore boxes move with the picture; what leaves it or loses its area is dropped."""
     boxes = torch.cat([target.boxes, target.ignore_boxes])
     moved = pipeline(image=image, bboxes=boxes.numpy(), index=np.arange(len(boxes)))
-    picture = moved["image"]
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise UserError(
-            f"augment.transforms must leave a picture uint8 [height, width, 3], but made it {picture.dtype} "
-            f"{list(picture.shape)}; leave out Normalize, ToFloat and ToTensorV2: the model normalises"
-        )
+    picture = _checked(moved["image"])
     height, width = picture.shape[:2]
     border = np.array([width, height, width, height], dtype=np.float32)
     corners = np.asarray(moved["bboxes"], dtype=np.float32).reshape(-1, 4).clip(0, border)
@@ -85,14 +130,31 @@ def _run_pipeline(pipeline: Any, image: np.ndarray, target: Target) -> tuple[np.
     return picture, Target(boxes[is_object], labels, boxes[~is_object], target.image_id)
 
 
+def _checked(picture: Any) -> np.ndarray:
+    """What augmentation made of a picture. Raises `UserError` if it is no longer one."""
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise UserError(
+            f"augment.transforms must leave a picture uint8 [height, width, 3], but made it {picture.dtype} "
+            f"{list(picture.shape)}; leave out Normalize, ToFloat and ToTensorV2: the model normalises"
+        )
+    return picture  # type: ignore[no-any-return]
+
+
 def build_augment(config: AugmentConfig, input: InputConfig) -> Augment:
-    return Augment(
+    """Raises `UserError` also where `reduced_decode` does not go with the transforms."""
+    augment = Augment(
         config.transforms,
         config.short_edges or [input.short_edge],
         input.long_edge,
         min_visibility=config.min_visibility,
         rounding=input.size_rounding,
     )
+    if input.reduced_decode and not augment.only_flips_move:
+        raise UserError(
+            "input.reduced_decode: augment.transforms may move boxes by HorizontalFlip and VerticalFlip alone, since others "
+            "count in pixels of the full picture"
+        )
+    return augment
 
 
 def build_pipeline(transforms: Sequence[dict[str, dict[str, Any]] | str], min_visibility: float) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,9 +16,10 @@ from retinanet.criterion import RetinaNetLoss
 from retinanet.data.annotations import Annotations
 from retinanet.data.loader import evaluation_loader
 from retinanet.data.transforms import Resize
+from retinanet.data.unbroken import unbroken
 from retinanet.distributed import gather_to_main, is_main, rank, say, sum_over_ranks, world_size
 from retinanet.errors import UserError
-from retinanet.evaluation.coco import evaluate_rows
+from retinanet.evaluation.coco import Engine, choose_evaluator, evaluate_rows
 from retinanet.inference import detect_batches, prepare
 from retinanet.postprocess import Postprocessor
 from retinanet.results import COLUMNS, entry_rows, read_entries, to_rows
@@ -47,27 +49,34 @@ def evaluate_model(
     criterion: RetinaNetLoss | None = None,
     num_samples: int = 0,
     category_ids: list[int] | None = None,
+    engine: Engine = "auto",
 ) -> Evaluation:
     """COCO metrics of `model` on `annotations`, classes mapped by name; with `criterion` also the losses.
 
     `category_ids` are those of `map_categories`; None asks it, which says what it finds. Unreadable images are named and
     have no detections. All ranks must call this.
     """
+    choose_evaluator(engine)  # one that is not there is found before the work, not after it
     ids = map_categories(postprocess.categories, annotations) if category_ids is None else category_ids
     label_of = torch.tensor([ids.index(c.id) if c.id in ids else -1 for c in annotations.categories])  # the model's labels
-    loader = evaluation_loader(
+    load = partial(
+        evaluation_loader,
         annotations,
         Resize(input.short_edge, input.long_edge, input.size_rounding),
         batch_size,
         workers,
         rank=rank(),
         world_size=world_size(),
+        pin=device.type == "cuda",
+        reduced=input.reduced_decode,
     )
+    loader = load()
     index_of = {int(image_id): n for n, image_id in enumerate(annotations.image_ids)}
     rows, faults = [np.empty((0, COLUMNS))], list[str]()
     samples: list[tuple[int, Detections]] = []
     sums = torch.zeros(3, device=device)
-    batches = (replace(batch, targets=[_with_labels(t, label_of) for t in batch.targets]) for batch in loader)
+    whole = unbroken(lambda done: load(first=done) if done else loader)
+    batches = (replace(batch, targets=[_with_labels(t, label_of) for t in batch.targets]) for batch in whole)
     fast = prepare(model, precision)
     answers = detect_batches(fast, batches, postprocess, device=device, criterion=criterion)
     progress = tqdm(answers, "evaluate", len(loader), leave=False, disable=not is_main(), unit="batch")
@@ -85,7 +94,7 @@ def evaluate_model(
     for fault in [fault for _, part in gathered for fault in part]:
         say(f"warning: evaluated as an image without detections: {fault}")
     all_rows = np.concatenate([part for part, _ in gathered]) if gathered else rows[0]
-    metrics = evaluate_rows(all_rows, annotations) if is_main() else {}
+    metrics = evaluate_rows(all_rows, annotations, engine=engine) if is_main() else {}
     loss_cls, loss_box, _ = (sums / sums[2].clamp(min=1)).tolist()
     losses = {"loss_cls": loss_cls, "loss_box": loss_box} if criterion is not None else {}
     return Evaluation(metrics, all_rows, losses, samples)

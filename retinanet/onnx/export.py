@@ -15,8 +15,10 @@ from retinanet.checkpoint import Checkpoint
 from retinanet.config import InputConfig, PostprocessConfig
 from retinanet.data.loader import PAD_MULTIPLE
 from retinanet.errors import UserError
+from retinanet.inference import prepare
 from retinanet.model import RetinaNet
-from retinanet.onnx.runtime import INPUTS, NMS_OUTPUTS, PACKAGES, RAW_OUTPUTS, THRESHOLD, OnnxHeader, import_onnx
+from retinanet.onnx.runtime import INPUTS, NMS_OUTPUTS, RAW_OUTPUTS, OnnxHeader
+from retinanet.onnx.sessions import PACKAGES, THRESHOLD, import_onnx
 from retinanet.onnx.verify import verify_onnx
 from retinanet.structures import Predictions
 
@@ -76,7 +78,8 @@ def export_onnx(
         raise UserError(f"the size of a graph must be multiples of {PAD_MULTIPLE}, got {height}x{width}")
     check_exporter()
     postprocess = checkpoint.config.postprocess
-    model = checkpoint.build()
+    model = prepare(checkpoint.build())
+    assert isinstance(model, RetinaNet)
     strides = model.anchor_generator.strides
     header = OnnxHeader(checkpoint.categories, checkpoint.config.input, postprocess, checkpoint.thresholds, nms, strides)
     network = Candidates(model, postprocess) if nms else Raw(model)
@@ -178,7 +181,7 @@ def to_proto(network: Raw | Candidates, size: tuple[int, int] | None) -> Any:
     dim = torch.export.Dim
     batch = dim("batch", min=1, max=1024)
     sides = {2: PAD_MULTIPLE * dim("rows", min=1, max=256), 3: PAD_MULTIPLE * dim("columns", min=1, max=256)}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             network.eval(),
             (images, image_sizes),
@@ -194,7 +197,7 @@ def to_proto(network: Raw | Candidates, size: tuple[int, int] | None) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's talk with itself: what it makes is compared with the model."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -219,6 +222,7 @@ def with_nms(proto: Any, config: PostprocessConfig) -> Any:
     pairs = [(name, name) for name in CANDIDATES[:-1]]
     pairs += [("nms_final" if config.clip == "after_nms" else "nms_boxes", "nms_final")]
     whole = onnx.compose.merge_models(inner, tail, io_map=pairs)
+    del whole.opset_import[1:]  # merged, it has one of each part
     default = onnx.helper.make_tensor_value_info(THRESHOLD, onnx.TensorProto.FLOAT, [1])
     whole.graph.input.append(default)  # an input that has an initializer may be left out
     return whole

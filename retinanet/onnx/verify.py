@@ -25,7 +25,7 @@ SEEN = 200  # so many pairs of anchor and class, about, pass the threshold that 
 def verify_onnx(path: Path, checkpoint: Checkpoint) -> dict[str, float]:
     """The largest differences between the file's outputs and the checkpoint's on drawn images: one and several, of two
     sizes where the graph takes them, with and without detections. Raises `UserError` when they are too large."""
-    model, other, config = checkpoint.build(), load_onnx(path, "cpu"), checkpoint.config
+    model, other, config = checkpoint.build(), load_onnx(path, "cpu", runtime="onnxruntime"), checkpoint.config
     fixed = checkpoint.categories, config.input, config.postprocess, checkpoint.thresholds
     header = OnnxHeader(*fixed, other.header.nms, model.anchor_generator.strides)
     if header.to_metadata() != other.header.to_metadata():

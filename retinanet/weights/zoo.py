@@ -6,17 +6,15 @@ MODEL_ZOO.md: enough to find a damaged file, no proof of its origin, for which h
 is missing or has another shape, in any of them.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from retinanet.backbone import IMAGENET
 from retinanet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from retinanet.download import download, file_digest
 from retinanet.errors import UserError, did_you_mean
 from retinanet.structures import Category
 from retinanet.weights import detectron2, mmdet, torchvision
@@ -94,7 +92,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RETINANET_CACHE") or default)
 
 
-def fetch(name: str, entry: ZooEntry, download: Callable[[str, str], Any] | None = None) -> Path:
+def fetch(name: str, entry: ZooEntry) -> Path:
     """The downloaded file of a zoo entry, its digest checked. Raises `UserError` saying where to put it by hand."""
     path = cache_folder() / entry.file_name
     algorithm, digest = entry.digest
@@ -103,32 +101,12 @@ def fetch(name: str, entry: ZooEntry, download: Callable[[str, str], Any] | None
         if not file_digest(path, algorithm).startswith(digest):
             raise UserError(f"{path} is damaged or another file, its {algorithm} does not begin with {digest}: remove it")
         return path
-    partial = path.with_name(f".{path.name}.{os.getpid()}")  # other processes may be at the same
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         print(f"downloading {name} ({entry.megabytes} MB, {entry.source}, {entry.licence}): {entry.url}", flush=True)
-        (download or _download)(entry.url, str(partial))
-        if not file_digest(partial, algorithm).startswith(digest):
-            raise OSError(f"the {algorithm} of what came does not begin with {digest}")
-        partial.replace(path)
-    except (OSError, HTTPException) as error:  # no network, connection broken off, wrong digest, no space
+        download(entry.url, path, entry.digest, largest=2 * entry.megabytes << 20)
+    except (OSError, UserError, HTTPException) as error:  # no network, connection broken off, wrong digest, no space
         raise UserError(f"{name} could not be downloaded ({error}); {by_hand}") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink()
     return path
-
-
-def _download(url: str, path: str) -> None:
-    from torch.hub import download_url_to_file  # with a progress bar
-
-    download_url_to_file(url, path)
-
-
-def file_digest(path: Path, algorithm: str) -> str:
-    """In hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def import_file(path: str | Path, source: str, *, classes: list[str] | None = None, bn_eps: float | None = None) -> Imported:
