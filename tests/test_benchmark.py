@@ -327,7 +327,7 @@ def test_accuracy(
         (["time_to_ap", "a.yaml", "--target", "nan"], "--target is an AP50 above 0 and at most 1, got nan"),
         (["time_to_ap", "a.yaml", "--limit", "0.5"], "--limit is at least 1, the time that we take, got 0.5"),
         (["accuracy", "no.yaml"], "no.yaml"),
-        (["loss", "--device", "abacus"], "there is no device 'abacus'"),
+        (["loss", "--device", "abacus"], "--device abacus: expected cpu, cuda"),
         (["loss", "--chart", "a.txt"], "the name of a chart ends in .png"),
     ],
 )

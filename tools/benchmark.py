@@ -89,6 +89,8 @@ def check(args: argparse.Namespace) -> None:
     known = ModelConfig.model_json_schema()["properties"]["backbone"]["enum"]
     if args.backbone is not None and args.backbone not in known:
         raise UserError(f"--backbone {args.backbone}: expected one of {', '.join(known)}")
+    if args.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"--device {args.device}: expected cpu, cuda, cuda:1 ...")
     if (args.name in TRAININGS) != bool(args.settings):
         raise UserError(f"{' and '.join(TRAININGS)} need a CONFIG, and no other measure takes one")
     if any("=" not in text for text in args.settings[1:]):
