@@ -72,7 +72,7 @@ def find_inputs(arguments: Sequence[str], *, recursive: bool = False) -> list[So
     return list(found)
 
 
-def read_ahead(jobs: Iterable[Callable[[], Result]], ahead: int, threads: int = 4) -> Iterator[Future[Result]]:
+def read_ahead(jobs: Iterable[Callable[[], Result]], ahead: int, threads: int = 4) -> Generator[Future[Result], None, None]:
     """`jobs` in order, each begun and maybe done. While the caller works with one, threads do the next `ahead` of them."""
     rest = iter(jobs)
     # Warnings are silenced once for all: threads that each do it, as `read_image` would, undo each other's.
@@ -131,8 +131,9 @@ class Reader:
             for source in sources:
                 self.live = source.camera is not None
                 with closing(read_video(source, self.every)) as frames:
-                    pictures = read_ahead(repeat(partial(next, frames, None)), self.size, threads=1)
-                    yield from takewhile(lambda picture: picture.exception() or picture.result(), pictures)
+                    jobs = repeat(partial(next, frames, None))
+                    with closing(read_ahead(jobs, self.size, threads=1)) as pictures:  # closed first: its thread reads frames
+                        yield from takewhile(lambda picture: picture.exception() or picture.result(), pictures)
 
     def _still(self, n: int, source: Source) -> Frame | None:
         return Frame(source, read_image(source.name)) if self._is_mine(n) else None
