@@ -42,10 +42,10 @@ test-slow: setup  ## the slow ones, fault injection in short among them
 	$(RUN) -m pytest -m slow $(foreach file,$(ONNX_TESTS),--ignore=$(file))
 	$(RUN) -m pytest -m slow $(ONNX_TESTS)
 
-test-faults: setup  ## runs that are killed, starved and lied to, in two minutes
+test-faults: setup  ## runs that are killed, starved and lied to: a few minutes
 	$(RUN) -m pytest tests/faults
 
-test-faults-long: setup  ## the same in 25 minutes: 60 runs killed at random, 24 minutes of random data
+test-faults-long: setup  ## the same at length: 60 runs killed at random, 24 minutes of random data
 	RETINANET_FAULTS_MINUTES=24 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/faults
 
 mutation-check: setup  ## takes each guard of docs/security.md out of a copy; a test must notice
@@ -69,7 +69,7 @@ evaluate: setup  ## make evaluate WEIGHTS=runs/demo/best.pt
 predict: setup  ## make predict WEIGHTS=runs/demo/best.pt INPUT=photos/
 	$(RUN) tools/predict.py $(INPUT) --weights $(WEIGHTS) $(OPTIONS)
 
-benchmark: setup  ## speed and memory beside torchvision and pycocotools, 40 minutes; MEASURE=loss for one
+benchmark: setup  ## speed and memory beside torchvision and pycocotools; MEASURE=loss for one
 	$(RUN) tools/benchmark.py $(MEASURE) --json runs/benchmark/$(MEASURE).json --chart runs/benchmark/$(MEASURE).png $(OPTIONS)
 
 tensorboard: setup  ## curves and pictures of all runs

@@ -24,7 +24,7 @@ from retinanet.model import RetinaNet
 from retinanet.onnx.runtime import OnnxModel, load_onnx
 from retinanet.postprocess import build_postprocessor
 from retinanet.precision import choose_device, choose_precision
-from retinanet.structures import Category, Detections, Target
+from retinanet.structures import Category, Detections
 from retinanet.test_time import AUGMENTED, PLAIN, Look, fuse, mirror_boxes
 from retinanet.tiling import Region, Tiling
 from retinanet.weights.zoo import load_weights
@@ -194,8 +194,7 @@ class Predictor:
         short, long = (max(1, round(edge * look.scale)) for edge in (self.input.short_edge, self.input.long_edge))
         new_size = resized_size(size, short, long, self.input.size_rounding, largest=self._largest)
         small = resize(image[y1:y2, x1:x2], new_size)
-        nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-        return Sample(small[:, ::-1] if look.mirrored else small, nothing, size, "", [])
+        return Sample.to_look_at(small[:, ::-1] if look.mirrored else small, size)
 
 
 def _placed(detections: Detections, region: Region, look: Look) -> Detections:

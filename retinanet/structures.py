@@ -45,6 +45,10 @@ class Target:
     ignore_boxes: Tensor  # [M, 4]
     image_id: int = -1
 
+    @classmethod
+    def empty(cls, image_id: int = -1) -> "Target":
+        return cls(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), image_id)
+
     def to(self, device: torch.device) -> "Target":
         move = {k: getattr(self, k).to(device, non_blocking=True) for k in ("boxes", "labels", "ignore_boxes")}
         return Target(**move, image_id=self.image_id)

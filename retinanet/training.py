@@ -121,7 +121,8 @@ class Trainer:
         self.interrupts.patient = True
         if self.validation_due:
             self._gather_state()
-            self._log()
+            if self.step % config.log_every_steps == 0:
+                self._log()
             self._validate()
         while not (self._is_over() or self.stopped):
             waited = time.perf_counter()
@@ -166,8 +167,7 @@ class Trainer:
         }
 
     def _log(self) -> None:
-        if self.step % self.config.train.log_every_steps == 0:
-            self.telemetry.scalars(self.step, self.logged | self.telemetry.speed)
+        self.telemetry.scalars(self.step, self.logged | self.telemetry.speed)
 
     @torch.no_grad()
     def _validate(self) -> None:

@@ -4,7 +4,8 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,26 @@ def mistake(outcome: Outcome) -> str:
     lines = outcome.err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
     return lines[0]
+
+
+SMALL = {"backbone": "resnet18", "backbone_weights": "none", "norm": "group", "fpn_channels": 32, "head_convs": 1}
+
+
+@contextmanager
+def power_cut(after: int) -> Iterator[None]:
+    """Inside, a training must come as far as the step that follows the first `after`, and ends there as if it had crashed."""
+    from retinanet.training import Trainer
+
+    step = Trainer._train_step
+
+    def crash(self: Trainer, *arguments: Any) -> Any:
+        if self.step == after:
+            raise RuntimeError("power cut")
+        return step(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(Trainer, "_train_step", crash)
+        yield
 
 
 def draw_coco(parent: Path, name: str = "train", n: int = 8, size: tuple[int, int] = (64, 96), seed: int = 0) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SMALL
 
 from retinanet.checkpoint import load_checkpoint, save_checkpoint
 from retinanet.config import parse_config
@@ -53,12 +53,8 @@ def train_a_step(data: dict[str, str], folder: Path) -> Path:
         parse_config(
             {
                 "model": {
-                    "backbone": "resnet18",
-                    "backbone_weights": "none",
-                    "norm": "group",
+                    **SMALL,
                     "freeze_stages": 5,
-                    "fpn_channels": 32,
-                    "head_convs": 1,
                     "anchors": {"sizes": [24, 48, 96, 192, 384], "scales": [1.0], "ratios": [1.0]},
                 },
                 "input": {"short_edge": 64, "long_edge": 96},

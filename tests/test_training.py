@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SMALL, power_cut
 from torch import Tensor
 
 from retinanet.checkpoint import Checkpoint, load_checkpoint
@@ -30,15 +30,7 @@ def _config(data: dict[str, str], out: Path, **train_settings: Any) -> Config:
     settings = {"batch_size": 4, "max_steps": 6, "precision": "fp32", "optimizer": "adamw", "learning_rate": 1e-3}
     return parse_config(
         {
-            "model": {
-                "backbone": "resnet18",
-                "backbone_weights": "none",
-                "norm": "group",
-                "freeze_stages": 5,
-                "fpn_channels": 32,
-                "head_convs": 1,
-                "anchors": {"sizes": [16, 32, 64, 128, 256]},
-            },
+            "model": {**SMALL, "freeze_stages": 5, "anchors": {"sizes": [16, 32, 64, 128, 256]}},
             "input": {"short_edge": 64, "long_edge": 96},
             "data": {"train": data, "val": data, "workers": 0},
             "train": {**settings, **train_settings},
@@ -91,17 +83,8 @@ def test_going_on_after_a_crash_gives_bitwise_the_same_weights(make_coco: MakeCo
         return made
 
     train(config("whole"))
-    with pytest.MonkeyPatch.context() as patch:
-        step = Trainer._train_step
-
-        def crash(self: Trainer, *args: Any) -> Any:
-            if self.step == 3:
-                raise RuntimeError("power cut")
-            return step(self, *args)
-
-        patch.setattr(Trainer, "_train_step", crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(config("broken"))
+    with power_cut(after=3):
+        train(config("broken"))
     train(config("broken"), resume=True)  # from step 2
     for name in ("last.pt", "best.pt"):
         whole, broken = load_checkpoint(tmp_path / "whole" / name), load_checkpoint(tmp_path / "broken" / name)
@@ -338,17 +321,8 @@ def test_tensorboard_has_curves_and_pictures_and_no_doubled_steps(make_coco: Mak
 
     data, out = make_coco(), tmp_path / "run"
     options = {"log_every_steps": 1, "save_every_steps": 2}
-    with pytest.MonkeyPatch.context() as patch:
-        step = Trainer._train_step
-
-        def crash(self: Trainer, *args: Any) -> Any:
-            if self.step == 5:
-                raise RuntimeError("power cut")
-            return step(self, *args)
-
-        patch.setattr(Trainer, "_train_step", crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(_config(data, out, **options))  # logged up to 5, saved at 4
+    with power_cut(after=5):
+        train(_config(data, out, **options))  # logged up to 5, saved at 4
     time.sleep(1.1)  # event files are named by the second
     train(_config(data, out, **options), resume=True)
     events = EventAccumulator(str(out))

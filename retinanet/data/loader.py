@@ -45,6 +45,11 @@ class Sample:
     faults: list[str]
     readable: bool = True
 
+    @classmethod
+    def to_look_at(cls, image: np.ndarray, original_size: Size) -> "Sample":
+        """A picture without truth, resized from `original_size`."""
+        return cls(image, Target.empty(), original_size, "", [])
+
 
 class DetectionDataset(Dataset[Sample]):
     """Sample (epoch, index, round) of a data set, read and transformed; an unreadable image is stood in for by a later one.
@@ -85,9 +90,15 @@ class DetectionDataset(Dataset[Sample]):
         if self.stand_in:
             raise UserError(f"{len(faults)} images in a row cannot be read; the first: {faults[0]}")
         image_id = int(self.annotations.image_ids[index])
-        empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), image_id)
         grey = np.full((PAD_MULTIPLE, PAD_MULTIPLE, 3), 128, np.uint8)
-        return Sample(grey, empty, (PAD_MULTIPLE, PAD_MULTIPLE), self.annotations.file_names[index], faults, readable=False)
+        return Sample(
+            grey,
+            Target.empty(image_id),
+            (PAD_MULTIPLE, PAD_MULTIPLE),
+            self.annotations.file_names[index],
+            faults,
+            readable=False,
+        )
 
     def _read(self, index: int, seed: tuple[int, ...], faults: list[str]) -> Sample:
         image, (height, width) = self._picture(index, seed)

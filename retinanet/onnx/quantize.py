@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from retinanet.data.images import UnreadableImageError, read_image, resize, resized_size
@@ -18,7 +17,6 @@ from retinanet.errors import UserError
 from retinanet.onnx.export import finish, quiet
 from retinanet.onnx.runtime import OnnxHeader, OnnxModel, load_onnx
 from retinanet.onnx.sessions import import_onnx
-from retinanet.structures import Target
 
 LEAST = 20  # pictures: the ranges seen in fewer are easily too narrow
 
@@ -79,8 +77,7 @@ def _feeds(model: OnnxModel, pictures: Sequence[Path]) -> Iterator[dict[str, np.
         settings, size = model.header.input, (image.shape[0], image.shape[1])
         edges = settings.short_edge, settings.long_edge, settings.size_rounding
         small = resize(image, resized_size(size, *edges, largest=model.input_size))
-        nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-        batch = collate([Sample(small, nothing, size, str(path), [])])
+        batch = collate([Sample.to_look_at(small, size)])
         yield model.feeds(batch.images, batch.image_sizes)
     if used < LEAST:
         raise UserError(f"{used} readable pictures are too few to calibrate on: give {LEAST} or more, better 200")
