@@ -71,7 +71,7 @@ class TorchvisionDetector(nn.Module):
         self.model = model
         self.categories = tuple(categories)
         self.transform = Sides((input.short_edge,), input.long_edge, input.size_rounding)
-        self._criterion = build_criterion(loss or LossConfig())
+        self._criterion = build_criterion(loss or LossConfig(), model.anchor_generator.num_anchors)
         self._postprocess = build_postprocessor(postprocess or PostprocessConfig(), self.categories)
         self.register_buffer("category_ids", torch.tensor([c.id for c in categories]), persistent=False)  # [K]
         self.register_load_state_dict_pre_hook(_find_model)

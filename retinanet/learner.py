@@ -53,7 +53,7 @@ class Learner:
         self.statistics: list[Tensor] = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
         self.ema = EMA(model, config.train.ema_decay) if config.train.ema_decay else None
         self.forward = wrap_model(model, config, device)
-        self.criterion = build_criterion(config.loss)
+        self.criterion = build_criterion(config.loss, model.anchor_generator.num_anchors)
         self.optimizer = build_optimizer(model, config.train)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.schedule = build_schedule(self.optimizer, config.train, total_steps)

@@ -1,4 +1,6 @@
-"""Which anchor learns which box (paper section 4.1, as refined by the code bases that followed it)."""
+"""Which anchor learns which box: by IoU (paper section 4.1, as refined by the code bases that followed it), or ATSS."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +27,13 @@ class Matcher:
         self.low_quality_matches = low_quality_matches
 
     @torch.no_grad()
-    def __call__(self, anchors: Tensor, boxes: Tensor, ignore_boxes: Tensor | None = None) -> Tensor:
-        """For each of `anchors` [R, 4] the index of its box in `boxes` [N, 4], or BACKGROUND, or IGNORE: [R] int64."""
+    def __call__(
+        self, anchors: Tensor, boxes: Tensor, ignore_boxes: Tensor | None = None, level_sizes: Sequence[int] = ()
+    ) -> Tensor:
+        """For each of `anchors` [R, 4] the index of its box in `boxes` [N, 4], or BACKGROUND, or IGNORE: [R] int64.
+
+        `level_sizes`, how many anchors each level has, do not matter here.
+        """
         best_iou = anchors.new_zeros(len(anchors))  # [R]
         best_box = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)  # [R]
         low_quality = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)  # [R]
@@ -43,8 +50,59 @@ class Matcher:
         matches = torch.where(best_iou < self.background_iou, BACKGROUND, IGNORE)
         foreground = (best_iou >= self.foreground_iou) | low_quality
         matches = torch.where(foreground, best_box, matches)
-        if ignore_boxes is not None and len(ignore_boxes):
-            for chunk in ignore_boxes.split(BOXES_AT_ONCE):
-                inside = (pairwise_coverage(chunk, anchors) >= CROWD_COVERAGE).any(dim=0)
-                matches = torch.where(inside & ~foreground, IGNORE, matches)
-        return matches
+        return _ignore_crowds(matches, anchors, ignore_boxes)
+
+
+class ATSSMatcher:
+    """Assigns anchors to boxes by Adaptive Training Sample Selection (Zhang et al. 2020, arXiv 1912.02424, algorithm 1).
+
+    On each level the anchors of the `topk` cells nearest to a box's centre are its candidates. Foreground are those whose
+    IoU reaches the candidates' mean plus standard deviation and whose centre lies in the box; an anchor of several boxes
+    keeps the one it overlaps most. All others are background: nothing lies between. A box in which no centre lies, one
+    smaller than the finest stride, may get no anchor.
+    """
+
+    def __init__(self, *, topk: int = 9, anchors_per_cell: int = 9) -> None:
+        self.topk, self.anchors_per_cell = topk, anchors_per_cell
+
+    @torch.no_grad()
+    def __call__(
+        self, anchors: Tensor, boxes: Tensor, ignore_boxes: Tensor | None = None, level_sizes: Sequence[int] = ()
+    ) -> Tensor:
+        """As `Matcher`, which it can stand in for. Without `level_sizes` all anchors are of one level."""
+        centres = (anchors[:, :2] + anchors[:, 2:]) / 2  # [R, 2]
+        best_iou = anchors.new_zeros(len(anchors))  # [R]
+        matches = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)  # [R]
+        for start in range(0, len(boxes), BOXES_AT_ONCE):
+            chunk = boxes[start : start + BOXES_AT_ONCE]  # [n, 4]
+            candidates = self._candidates(centres, chunk, level_sizes or [len(anchors)])  # [n, C]
+            iou = pairwise_iou(chunk, anchors)  # [n, R]
+            theirs = iou.gather(1, candidates)  # [n, C]
+            enough = theirs.mean(dim=1, keepdim=True) + theirs.std(dim=1, keepdim=True)  # [n, 1]
+            at = centres[candidates]  # [n, C, 2]
+            inside = ((at > chunk[:, None, :2]) & (at < chunk[:, None, 2:])).all(dim=2)
+            chosen = torch.where((theirs >= enough) & inside, theirs, 0)
+            chunk_iou, chunk_box = iou.zero_().scatter_(1, candidates, chosen).max(dim=0)
+            better = chunk_iou > best_iou
+            best_iou = torch.where(better, chunk_iou, best_iou)
+            matches = torch.where(better, chunk_box + start, matches)
+        return _ignore_crowds(matches, anchors, ignore_boxes)
+
+    def _candidates(self, centres: Tensor, boxes: Tensor, level_sizes: Sequence[int]) -> Tensor:
+        """Of each of `boxes` [n, 4] the anchors that are nearest on each level: [n, C]."""
+        middle = (boxes[:, :2] + boxes[:, 2:]) / 2  # [n, 2]
+        found, first = [], 0
+        for level in centres.split(list(level_sizes)):
+            distance = (middle[:, None, 0] - level[:, 0]) ** 2 + (middle[:, None, 1] - level[:, 1]) ** 2  # [n, r]
+            found.append(distance.topk(min(self.topk * self.anchors_per_cell, len(level)), largest=False).indices + first)
+            first += len(level)
+        return torch.cat(found, dim=1)
+
+
+def _ignore_crowds(matches: Tensor, anchors: Tensor, ignore_boxes: Tensor | None) -> Tensor:
+    """`matches` [R] with IGNORE for what is not foreground and lies in one of `ignore_boxes` [M, 4]."""
+    if ignore_boxes is not None and len(ignore_boxes):
+        for chunk in ignore_boxes.split(BOXES_AT_ONCE):
+            inside = (pairwise_coverage(chunk, anchors) >= CROWD_COVERAGE).any(dim=0)
+            matches = torch.where(inside & (matches < 0), IGNORE, matches)
+    return matches

@@ -149,7 +149,7 @@ def _fitted(config: Config, annotations: Annotations, fresh: bool) -> Config:
     reached, low, none = (coverage.share(kind) for kind in (REACHED, LOW_QUALITY, UNREACHED))
     say(
         f"anchors: {reached:.1%} of the boxes have one of IoU {config.loss.foreground_iou:g} or more, {low:.1%} learn by a "
-        f"worse one, {none:.1%} not at all"
+        f"worse one, {none:.1%} not at all" + (" (by IoU: ATSS chooses otherwise)" if config.loss.matcher == "atss" else "")
     )
     boxes = np.bincount(annotations.labels[coverage.kind != NOT_TRAINED])
     hits = np.bincount(annotations.labels[coverage.kind == REACHED], minlength=len(boxes))

@@ -87,7 +87,7 @@ class Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_classes = 3
+        self.num_classes, self.anchor_generator = 3, AnchorGenerator()
         self.register_buffer("mean", torch.zeros(3, 1, 1))
         self.batch, self.sizes = torch.empty(0), torch.empty(0)
 

@@ -14,10 +14,11 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 
 from retinanet import criterion
 from retinanet.config import LossConfig
-from retinanet.criterion import RetinaNetLoss, build_criterion
-from retinanet.matcher import Matcher
+from retinanet.criterion import OF_BOXES, OF_DELTAS, RetinaNetLoss, build_criterion
+from retinanet.matcher import ATSSMatcher, Matcher
 from retinanet.structures import Predictions, Target
 
+BOX_LOSSES = [*OF_DELTAS, *OF_BOXES]
 POSITIVE, NEGATIVE = math.log(2) / 16, 3 * math.log(2) / 16
 
 ANCHORS = torch.tensor(
@@ -45,7 +46,8 @@ def predictions(batch: int = 1, num_classes: int = 2, dtype: torch.dtype = torch
 
 def random_predictions(batch: int, dtype: torch.dtype = torch.float32) -> Predictions:
     generator = torch.Generator().manual_seed(0)
-    logits, deltas = torch.randn(batch, 4, 2, generator=generator), torch.randn(batch, 4, 4, generator=generator)
+    logits = torch.randn(batch, 4, 2, generator=generator)
+    deltas = 0.3 * torch.randn(batch, 4, 4, generator=generator)  # boxes still overlap their anchors: no loss is flat there
     return Predictions(logits.to(dtype).requires_grad_(), deltas.to(dtype).requires_grad_(), ANCHORS, [4])
 
 
@@ -123,7 +125,7 @@ def test_no_objects() -> None:
     assert (out.cls_logits.grad > 0).all()
 
 
-@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
 def test_all_anchors_ignored_and_no_objects(box_loss: str) -> None:
     everywhere = torch.tensor([[-1000.0, -1000, 1000, 1000]])
     out = random_predictions(1)
@@ -155,7 +157,7 @@ def test_smooth_l1() -> None:
     out = predictions()
     with torch.no_grad():
         out.box_deltas[0, 0] = torch.tensor([0.05, -0.2, 0.0, 1.0])
-    losses = RetinaNetLoss(box_loss="smooth_l1", smooth_l1_beta=0.1)(out, [target(FIRST, (1,))])
+    losses = RetinaNetLoss(box_loss="smooth_l1", box_loss_options={"beta": 0.1})(out, [target(FIRST, (1,))])
     # .05^2 / .2 + (.2 - .05) + 0 + (1 - .05)
     assert losses["loss_box"].item() == pytest.approx(0.0125 + 0.15 + 0.95, rel=1e-5)
 
@@ -173,7 +175,7 @@ def test_giou() -> None:
     assert not out.box_deltas.grad[0, [1, 3]].any()
 
 
-@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
 def test_weight_of_the_box_loss(box_loss: str) -> None:
     truth = [target(FIRST + 1, (1,))]
     one = RetinaNetLoss(box_loss=box_loss)(random_predictions(1), truth)
@@ -183,7 +185,7 @@ def test_weight_of_the_box_loss(box_loss: str) -> None:
     assert one["loss_box"] > 0
 
 
-@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_float32_inside_autocast(box_loss: str, dtype: torch.dtype) -> None:
     criterion, truth = RetinaNetLoss(box_loss=box_loss), [target(FIRST + 1, (1,))]
@@ -207,7 +209,7 @@ def spoil_deltas(out: Predictions) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "name"), [(spoil_logits, "loss_cls"), (spoil_deltas, "loss_box")])
-@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
 def test_nan_shows_in_the_loss(spoil: Callable[[Predictions], None], name: str, box_loss: str) -> None:
     out = predictions()
     with torch.no_grad():
@@ -262,20 +264,49 @@ def test_build_criterion_follows_the_config() -> None:
     assert build_criterion(config).sums(predictions(), [far]).num_foreground == 0
 
 
-@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
-def test_the_host_never_waits_for_a_gpu(box_loss: str) -> None:
+def test_build_criterion_gives_each_box_loss_its_own_numbers() -> None:
+    """The box is the anchor, the prediction lies beside it: by hand from the formulas."""
+    focal_l1 = 0.5 * math.e * (1 - 2 * math.log(0.5)) / 4  # at 1, with beta 1/2
+    # half a side to the right: IoU 50 / 150, centres 5 apart, hull 15 x 10
+    focal_eiou = (1 / 3) ** 1.5 * (2 / 3 + 25 / (15**2 + 10**2))
+    for settings, expected in (
+        ({"box_loss": "focal_l1", "focal_l1_beta": 0.5}, focal_l1),
+        ({"box_loss": "focal_eiou", "focal_eiou_gamma": 1.5}, focal_eiou),
+    ):
+        out = predictions()
+        with torch.no_grad():
+            out.box_deltas[0, 0] = torch.tensor([1.0 if "l1" in str(settings["box_loss"]) else 0.5, 0, 0, 0])
+        sums = build_criterion(LossConfig(**settings)).sums(out, [target(FIRST, (1,))])  # type: ignore[arg-type]
+        assert sums.loss_box.item() == pytest.approx(expected, rel=1e-5), settings
+
+
+def test_without_alpha_and_gamma_the_loss_is_cross_entropy() -> None:
+    sums = build_criterion(LossConfig(alpha=None, gamma=0)).sums(predictions(), [target(FIRST, (1,))])
+    assert sums.loss_cls.item() == pytest.approx(6 * math.log(2), rel=1e-6)  # 3 anchors that count, 2 classes
+
+
+def test_build_criterion_chooses_the_matcher() -> None:
+    """Three anchors a cell: of two cells ATSS looks at the nearer one alone, with topk 1."""
+    matcher = build_criterion(LossConfig(matcher="atss", atss_topk=1), anchors_per_cell=3).matcher
+    assert isinstance(matcher, ATSSMatcher) and (matcher.topk, matcher.anchors_per_cell) == (1, 3)
+    assert isinstance(build_criterion(LossConfig()).matcher, Matcher)
+
+
+@pytest.mark.parametrize("matcher", [Matcher(), ATSSMatcher(topk=2, anchors_per_cell=3)])
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+def test_the_host_never_waits_for_a_gpu(box_loss: str, matcher: Matcher | ATSSMatcher) -> None:
     """Tensors without data that say they are on a GPU: what needs a value on the host (`item`, a mask as index) raises."""
     with FakeTensorMode():
         anchors, some, none = (torch.empty(n, 4, device="cuda") for n in (24, 2, 0))
         logits, deltas = (torch.empty(2, 24, n, device="cuda", requires_grad=True) for n in (3, 4))
         targets = [Target(boxes, torch.empty(len(boxes), dtype=torch.int64, device="cuda"), some) for boxes in (some, none)]
-        sums = RetinaNetLoss(box_loss=box_loss).sums(Predictions(logits, deltas, anchors, [24]), targets)
+        sums = RetinaNetLoss(matcher, box_loss=box_loss).sums(Predictions(logits, deltas, anchors, [18, 6]), targets)
         assert sums.loss_cls.requires_grad and sums.loss_box.requires_grad
         with pytest.raises(DynamicOutputShapeException):  # so that the above says something
             logits[logits > 0]
 
 
-@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
 def test_the_gpus_way_through_the_box_loss_gives_the_same(box_loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All anchors instead of the foreground alone, and NaN in the deltas of one that does not count."""
     pairs, found = criterion._pairs, []

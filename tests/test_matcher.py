@@ -5,6 +5,7 @@ In the hand-made cases every box and anchor spans 0..10 in y, so that IoU is a r
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 from torchvision.ops import box_iou
 
 from retinanet import matcher as matcher_module
-from retinanet.matcher import BACKGROUND, IGNORE, Matcher
+from retinanet.anchors import AnchorGenerator
+from retinanet.matcher import BACKGROUND, IGNORE, ATSSMatcher, Matcher
 
 STRICT = Matcher(low_quality_matches=False)
 
@@ -161,3 +163,65 @@ def test_follows_the_thresholds_given() -> None:
     anchors = spans((0, 7), (0, 6), (0, 3), (0, 2))  # IoU 0.7, 0.6, 0.3, 0.2
     matcher = Matcher(foreground_iou=0.65, background_iou=0.25, low_quality_matches=False)
     assert matcher(anchors, spans((0, 10))).tolist() == [0, IGNORE, IGNORE, BACKGROUND]
+
+
+# --- ATSS
+
+
+def atss_in_numpy(anchors: np.ndarray, boxes: np.ndarray, level_sizes: list[int], candidates: int) -> list[int]:
+    """Algorithm 1 of the paper, box after box and anchor after anchor, in float64."""
+    matches, best = [BACKGROUND] * len(anchors), [0.0] * len(anchors)
+    iou = box_iou(torch.from_numpy(boxes), torch.from_numpy(anchors)).numpy()
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    for n, box in enumerate(boxes):
+        chosen, first = [], 0
+        for size in level_sizes:
+            distance = np.linalg.norm(centres[first : first + size] - (box[:2] + box[2:]) / 2, axis=1)
+            chosen += (first + np.argsort(distance, kind="stable")[:candidates]).tolist()
+            first += size
+        overlaps = iou[n, chosen]
+        for r, overlap in zip(chosen, overlaps, strict=True):
+            inside = (centres[r] > box[:2]).all() and (centres[r] < box[2:]).all()
+            if inside and overlap >= overlaps.mean() + overlaps.std(ddof=1) and overlap > best[r]:
+                matches[r], best[r] = n, overlap
+    return matches
+
+
+def test_atss_by_hand() -> None:
+    """Five anchors 10 wide, one in each cell, and a box that covers the middle one and a little of its neighbours."""
+    anchors = spans((0, 10), (10, 20), (20, 30), (30, 40), (40, 50))
+    # of the nearest three: IoU 1 / 21 (1 of 10 + 12 - 1), 10 / 12, 1 / 21; mean .31, deviation .45: the middle one alone
+    assert ATSSMatcher(topk=3, anchors_per_cell=1)(anchors, spans((19, 31))).tolist() == [-1, -1, 0, -1, -1]
+
+
+def test_atss_foreground_lies_inside_its_box() -> None:
+    """The anchor that fits best has its centre beyond the box's edge."""
+    anchors = spans((0, 10), (10, 20), (20, 30))
+    narrow = spans((11, 14))  # in the second anchor, whose centre is at 15
+    assert Matcher()(anchors, narrow).tolist() == [-1, 0, -1]
+    assert ATSSMatcher(topk=3, anchors_per_cell=1)(anchors, narrow).tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("boxes_at_once", [1, 7, 64])
+def test_atss_is_the_papers_algorithm(boxes_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matcher_module, "BOXES_AT_ONCE", boxes_at_once)
+    generator = AnchorGenerator(sizes=(16, 32, 64, 128, 256))
+    grids = [(16, 20), (8, 10), (4, 5), (2, 3), (1, 2)]  # of 128 x 160 pixels
+    anchors, level_sizes = generator(grids), [9 * height * width for height, width in grids]
+    boxes = random_boxes(30, 4) + torch.rand(1, generator=torch.Generator().manual_seed(5))  # no ties between cells
+    found = ATSSMatcher(topk=9, anchors_per_cell=9)(anchors, boxes, None, level_sizes)
+    assert found.tolist() == atss_in_numpy(anchors.double().numpy(), boxes.double().numpy(), level_sizes, 81)
+    assert len(found[found >= 0].unique()) >= 20  # most boxes have anchors; small ones between the centres none
+
+
+def test_atss_without_boxes_or_with_empty_ones_is_all_background() -> None:
+    anchors = spans((0, 10), (10, 20))
+    matcher = ATSSMatcher(topk=9, anchors_per_cell=1)
+    assert matcher(anchors, torch.zeros(0, 4)).tolist() == [-1, -1]
+    assert matcher(anchors, torch.tensor([[5.0, 5, 5, 5], [15.0, 0, 15, 10]])).tolist() == [-1, -1]
+
+
+def test_atss_leaves_out_what_lies_in_a_crowd() -> None:
+    anchors = spans((0, 10), (10, 20), (20, 30))
+    found = ATSSMatcher(topk=3, anchors_per_cell=1)(anchors, spans((10, 20)), spans((8, 30)), [3])
+    assert found.tolist() == [BACKGROUND, 0, IGNORE]

@@ -84,11 +84,17 @@ class InputConfig(Section):
 
 
 class LossConfig(Section):
-    alpha: float = Field(0.25, ge=0, le=1, description="Focal loss: weight of the positives.")
-    gamma: float = Field(2.0, ge=0, description="Focal loss: how much easy examples are down-weighted.")
-    box_loss: Literal["l1", "smooth_l1", "giou"] = Field("l1", description="l1 and smooth_l1 act on deltas, giou on boxes.")
+    alpha: float | None = Field(0.25, ge=0, le=1, description="Focal loss: weight of the positives; null weighs nothing.")
+    gamma: float = Field(2.0, ge=0, description="Focal loss: how much easy examples are down-weighted; 0: cross entropy.")
+    box_loss: Literal["l1", "smooth_l1", "focal_l1", "iou", "giou", "diou", "ciou", "eiou", "focal_eiou"] = Field(
+        "l1", description="The l1's act on deltas, the others on boxes; docs/losses.md."
+    )
     smooth_l1_beta: float = Field(0.1, gt=0, description="Where smooth L1 turns from square to linear.")
+    focal_l1_beta: float = Field(0.8, ge=0.3679, le=1, description="How steep focal L1 stays for outliers: 1 not at all.")
+    focal_eiou_gamma: float = Field(0.5, ge=0, description="How much Focal-EIoU down-weights boxes that fit badly.")
     box_loss_weight: float = Field(1.0, ge=0)
+    matcher: Literal["iou", "atss"] = Field("iou", description="By the IoUs below, or ATSS: by each object's own statistics.")
+    atss_topk: int = Field(9, ge=1, description="Cells of a level that are candidates for an object.")
     foreground_iou: float = Field(0.5, gt=0, le=1, description="An anchor with at least this IoU learns its box.")
     background_iou: float = Field(0.4, gt=0, le=1, description="One below this learns background; between is ignored.")
     low_quality_matches: bool = Field(True, description="A box's best anchors are foreground whatever their IoU.")

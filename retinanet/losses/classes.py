@@ -1,44 +1,46 @@
-"""The losses, as pure functions. Each computes in float32 whatever comes in, also inside autocast.
-
-`reduction` is "none" (default), "mean" or "sum", as in torchvision.ops.
-"""
+"""Classification losses, from logits: cross entropy, its balanced form, and the focal losses (Lin et al. 2017)."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from retinanet.boxes import box_area
+from retinanet.losses.reduction import precise, reduce
 
 IGNORED = -2  # a label of `focal_loss_sum`; -1 is background
 CHUNK = 2**17  # logits at once: half a megabyte in float32, so that a dozen passes over it stay in a core's cache
 
 
+def sigmoid_cross_entropy_loss(logits: Tensor, targets: Tensor, alpha: float | None = None, reduction: str = "none") -> Tensor:
+    """-log(p_t), p = sigmoid(logits); with `alpha` -alpha_t log(p_t), the balanced form (Lin et al. 2017, equations 1, 3)."""
+    return sigmoid_focal_loss(logits, targets, alpha, 0.0, reduction)
+
+
 def sigmoid_focal_loss(
-    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none"
+    logits: Tensor, targets: Tensor, alpha: float | None = 0.25, gamma: float = 2.0, reduction: str = "none"
 ) -> Tensor:
     """-alpha_t (1 - p_t)^gamma log(p_t), p = sigmoid(logits) (Lin et al. 2017, equation 5).
 
     `targets` has the shape of `logits` and holds 0 or 1 (or anything between). `alpha` weighs the positives and
-    1 - alpha the negatives; a negative alpha switches the weighting off.
+    1 - alpha the negatives; None, or as in torchvision a negative alpha, switches the weighting off.
 
     Computed from log-probabilities throughout, so that value and gradient stay finite at any logit and any
     gamma >= 0: the power of a probability that has underflowed to 0 would have an infinite slope for gamma < 1.
     """
-    logits, targets = logits.float(), targets.float()
+    logits, targets = precise(logits, targets)
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
     cross_entropy = -(targets * log_p + (1 - targets) * log_not_p)
     # log(1 - p_t), with p_t = p t + (1 - p)(1 - t)
     log_miss = torch.logaddexp(log_p + torch.log1p(-targets), log_not_p + torch.log(targets))
     loss = torch.exp(gamma * log_miss) * cross_entropy
-    if alpha >= 0:
+    if alpha is not None and alpha >= 0:
         loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
-    return _reduce(loss, reduction)
+    return reduce(loss, reduction)
 
 
-def focal_loss_sum(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def focal_loss_sum(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
     """The sum of `sigmoid_focal_loss` over `logits` [R, K] and one-hot targets of `labels` [R]: the class 0..K-1 of each
     row, -1 where all classes are background, -2 where the row does not count.
 
@@ -55,9 +57,9 @@ class _FocalLossSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float | None, gamma: float) -> Tensor:
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        weights = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+        weights = (1.0, 1.0) if alpha is None or alpha < 0 else (alpha, 1 - alpha)
         rows = max(1, (CHUNK if logits.device.type == "cpu" else 64 * CHUNK) // logits.shape[1])
         total = logits.new_zeros((), dtype=torch.float32)
         for start in range(0, len(logits), rows):
@@ -104,36 +106,60 @@ def _focal_terms(x: Tensor, weight: float, gamma: float, *, slope: bool) -> tupl
     return loss, cross_entropy.mul_(gamma).mul_(1 - p).add_(p).mul_(factor)
 
 
-def l1_loss(input: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
-    """|input - target|."""
-    return _reduce((input.float() - target.float()).abs(), reduction)
+def softmax_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    alpha: float | Tensor = 1.0,
+    gamma: float = 2.0,
+    ignore_index: int = -100,
+    reduction: str = "none",
+) -> Tensor:
+    """-alpha (1 - p_t)^gamma log(p_t), p_t the softmax probability of the true class, for classes that exclude each other.
 
-
-def smooth_l1_loss(input: Tensor, target: Tensor, beta: float = 1.0, reduction: str = "none") -> Tensor:
-    """x^2 / (2 beta) where x = |input - target| < beta, x - beta / 2 beyond (Girshick 2015)."""
-    return _reduce(F.smooth_l1_loss(input.float(), target.float(), beta=beta, reduction="none"), reduction)
-
-
-def giou_loss(boxes: Tensor, target_boxes: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """1 - GIoU of paired xyxy boxes, both [N, 4] (Rezatofighi et al. 2019)."""
-    boxes, target_boxes = boxes.float(), target_boxes.float()
-    inter_wh = _wh(torch.maximum(boxes[..., :2], target_boxes[..., :2]), torch.minimum(boxes[..., 2:], target_boxes[..., 2:]))
-    hull_wh = _wh(torch.minimum(boxes[..., :2], target_boxes[..., :2]), torch.maximum(boxes[..., 2:], target_boxes[..., 2:]))
-    intersection, hull = inter_wh.prod(dim=-1), hull_wh.prod(dim=-1)
-    union = box_area(boxes) + box_area(target_boxes) - intersection
-    giou = intersection / (union + eps) - (hull - union) / (hull + eps)
-    return _reduce(1 - giou, reduction)
-
-
-def _wh(top_left: Tensor, bottom_right: Tensor) -> Tensor:
-    return (bottom_right - top_left).clamp(min=0)
-
-
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
+    `logits` [N, C, ...], `target` [N, ...] int64: images, segmentations, volumes. `alpha` is a number or one for each class,
+    [C]. Where the target is `ignore_index` the loss is 0, and "mean" divides by the number of the others; code that is
+    going around averages over the ignored ones too.
+    """
+    (logits,) = precise(logits)
+    counts = target != ignore_index
+    target = target.where(counts, 0)
+    log_p = F.log_softmax(logits, dim=1)
+    log_p_t = log_p.gather(1, target.unsqueeze(1)).squeeze(1)
+    # log(1 - p_t) from the other classes' logits: 1 - p_t itself rounds to 0, where its powers below 1 have no slope
+    others = log_p.scatter(1, target.unsqueeze(1), -torch.inf).logsumexp(dim=1)
+    weight = alpha.to(log_p)[target] if isinstance(alpha, Tensor) else alpha
+    factor = torch.exp(gamma * others) if gamma else 1.0
+    loss = torch.where(counts, -weight * factor * log_p_t, 0)
     if reduction == "mean":
-        return loss.mean() if loss.numel() else loss.sum()
-    raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+        return loss.sum() / counts.sum().clamp(min=1)
+    return reduce(loss, reduction)
+
+
+class FocalLoss(nn.Module):
+    """`sigmoid_focal_loss` as a module."""
+
+    def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__()
+        self.alpha, self.gamma, self.reduction = alpha, gamma, reduction
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma, self.reduction)
+
+
+class SoftmaxFocalLoss(nn.Module):
+    """`softmax_focal_loss` as a module; weights for each class move with it to a device."""
+
+    alpha: float | Tensor
+
+    def __init__(
+        self, alpha: float | Tensor = 1.0, gamma: float = 2.0, ignore_index: int = -100, reduction: str = "mean"
+    ) -> None:
+        super().__init__()
+        if isinstance(alpha, Tensor):
+            self.register_buffer("alpha", alpha)
+        else:
+            self.alpha = alpha
+        self.gamma, self.ignore_index, self.reduction = gamma, ignore_index, reduction
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return softmax_focal_loss(logits, target, self.alpha, self.gamma, self.ignore_index, self.reduction)
