@@ -91,6 +91,7 @@ class Preset(NamedTuple):
 PRESETS = {
     "demo": Preset(1600, 200, 160, 96, (2, 6), (18, 0.6), 0.6, 0.1, 0.6, 0.2, (3, 6), 0.5, True),
     "hard": Preset(2000, 300, 320, 320, (6, 16), (11, 0.45), 1, 0.4, 0.35, 0.3, (8, 16), np.pi, False),
+    "ablation": Preset(1600, 300, 128, 96, (3, 8), (8, 0.3), 0.9, 0.3, 0.45, 0.15, (12, 20), 0.5, True),
 }
 
 
@@ -464,7 +465,12 @@ def _parser() -> _Parser:
         "  python datasets/make_shapes.py --preset demo --out datasets/shapes\n"
         "  python datasets/make_shapes.py --preset hard --out datasets/shapes-hard --seed 1 --train 500 --val 100",
     )
-    parser.add_argument("--preset", choices=PRESETS, default="demo", help="demo is easy, hard small and crowded")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="demo",
+        help="demo is easy, hard small and crowded, ablation small objects among clutter",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to draw into")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws another set (default: 0)")
     numbers = {"train": "training images", "val": "validation images", "size": "longer image side in pixels"}
@@ -491,10 +497,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"  {found['images']} images, {found['empty']} of them empty; {found['crowds']} crowds")
     print("  objects: " + ", ".join(f"{count} {name}" for name, count in found["objects"].items()))
     print(f"  small (< 32x32 px): {found['small']:.0%}, overlapping (IoU >= {OVERLAP_IOU}): {found['overlapping']:.0%}")
-    if options.preset == "demo":
-        print("next: python tools/train.py configs/demo.yaml")
-    else:
-        print(f"next: copy configs/demo.yaml, point it at {options.out} and run python tools/train.py on the copy")
+    ready = {"demo": "python tools/train.py configs/demo.yaml", "ablation": "python tools/focal_lab.py ablation"}
+    other = f"copy configs/demo.yaml, point it at {options.out} and run python tools/train.py on the copy"
+    print(f"next: {ready.get(options.preset, other)}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def drawn(request, tmp_path_factory):
     return request.param, out
 
 
-@pytest.fixture(scope="module", params=["demo", "hard"])
+@pytest.fixture(scope="module", params=["demo", "hard", "ablation"])
 def scenes(request):
     """A preset and twenty of its scenes, one of them empty and one with a crowd."""
     preset = make_shapes.PRESETS[request.param]
