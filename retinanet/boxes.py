@@ -14,6 +14,11 @@ def box_area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
 
 
+def by_coordinate(boxes: Tensor) -> Tensor:
+    """The same [R, 4] with each coordinate contiguous: CPUs take ten times as long over strided ones."""
+    return boxes.t().contiguous().t()
+
+
 def _pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
     """[N, 4], [R, 4] -> [N, R]. One axis after the other: no [N, R, 2] temporaries."""
     width = torch.minimum(a[:, None, 2], b[None, :, 2]) - torch.maximum(a[:, None, 0], b[None, :, 0])
@@ -23,6 +28,7 @@ def _pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every box of `a` [N, 4] with every box of `b` [R, 4]: [N, R]; 0 where both are empty."""
+    b = by_coordinate(b)
     intersection = _pairwise_intersection(a, b)
     union = box_area(a)[:, None] + box_area(b)[None, :] - intersection
     return torch.where(union > 0, intersection / union, torch.zeros_like(union))
@@ -30,6 +36,7 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def pairwise_coverage(a: Tensor, b: Tensor) -> Tensor:
     """Share of each box of `b` [R, 4] that lies in each box of `a` [N, 4]: [N, R]."""
+    b = by_coordinate(b)
     area = box_area(b)[None, :]
     return torch.where(area > 0, _pairwise_intersection(a, b) / area, torch.zeros_like(area))
 

@@ -1,16 +1,18 @@
 """Which anchor learns which box: by IoU (paper section 4.1, as refined by the code bases that followed it), or ATSS."""
 
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from retinanet.boxes import pairwise_coverage, pairwise_iou
+from retinanet.boxes import by_coordinate, pairwise_coverage, pairwise_iou
 
 BACKGROUND = -1
 IGNORE = -2
 
 CROWD_COVERAGE = 0.5  # an anchor with this share inside an ignore region teaches nothing
+CACHED = 2**16  # numbers that a core's cache holds several times
 BOXES_AT_ONCE = 64  # bounds the [N, R] matrix: 64 x 160,000 anchors are 41 MB, with P2 four times as much
 
 
@@ -34,23 +36,50 @@ class Matcher:
 
         `level_sizes`, how many anchors each level has, do not matter here.
         """
-        best_iou = anchors.new_zeros(len(anchors))  # [R]
-        best_box = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)  # [R]
-        low_quality = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)  # [R]
+        blocks = by_coordinate(anchors).split(_block_size(anchors, boxes))  # [r, 4] each
+        matched = [_Matched.start(block) for block in blocks]
         for start in range(0, len(boxes), BOXES_AT_ONCE):
-            iou = pairwise_iou(boxes[start : start + BOXES_AT_ONCE], anchors)  # [n, R]
-            chunk_iou, chunk_box = iou.max(dim=0)
-            better = chunk_iou > best_iou
-            best_iou = torch.where(better, chunk_iou, best_iou)
-            best_box = torch.where(better, chunk_box + start, best_box)
-            if self.low_quality_matches:
-                best_of_box = iou.amax(dim=1, keepdim=True)  # [n, 1]
-                low_quality |= ((iou == best_of_box) & (best_of_box > 0)).any(dim=0)
-
+            chunk = boxes[start : start + BOXES_AT_ONCE]  # [n, 4]
+            ious = [pairwise_iou(chunk, block) for block in blocks]  # [n, r] each
+            best_of_box = torch.stack([iou.amax(dim=1) for iou in ious]).amax(dim=0)[:, None]  # [n, 1]
+            best_of_box = torch.where(best_of_box > 0, best_of_box, torch.inf)
+            matched = [so_far.update(iou, start, best_of_box) for so_far, iou in zip(matched, ious, strict=True)]
+        best_iou, best_box, low_quality = (torch.cat(parts) for parts in zip(*matched, strict=True))
         matches = torch.where(best_iou < self.background_iou, BACKGROUND, IGNORE)
-        foreground = (best_iou >= self.foreground_iou) | low_quality
+        foreground = best_iou >= self.foreground_iou
+        if self.low_quality_matches:
+            foreground |= low_quality
         matches = torch.where(foreground, best_box, matches)
         return _ignore_crowds(matches, anchors, ignore_boxes)
+
+
+class _Matched(NamedTuple):
+    """What is known of a block of anchors, [r] each, after some of the boxes."""
+
+    best_iou: Tensor
+    best_box: Tensor
+    low_quality: Tensor  # which fit a box as well as any anchor
+
+    @classmethod
+    def start(cls, anchors: Tensor) -> Self:
+        nothing = torch.zeros_like(anchors[:, 0])
+        return cls(nothing, nothing.new_full(nothing.shape, BACKGROUND, dtype=torch.int64), nothing > 0)
+
+    def update(self, iou: Tensor, first_box: int, best_of_box: Tensor) -> Self:
+        """With boxes from number `first_box` on, their `iou` [n, r] and the best that each has, [n, 1]."""
+        best_iou, box = iou.max(dim=0)
+        better = best_iou > self.best_iou
+        return type(self)(
+            torch.where(better, best_iou, self.best_iou),
+            torch.where(better, box + first_box, self.best_box),
+            self.low_quality | ((iou - best_of_box).amax(dim=0) == 0),  # `==` of [n, r], then `any`, takes ten times as long
+        )
+
+
+def _block_size(anchors: Tensor, boxes: Tensor) -> int:
+    """So many anchors at once that on a CPU their [n, r] stay in the cache; on a GPU all of them."""
+    at_once = max(1024, CACHED // max(1, min(len(boxes), BOXES_AT_ONCE)))
+    return at_once if anchors.device.type == "cpu" else max(1, len(anchors))
 
 
 class ATSSMatcher:

@@ -88,12 +88,20 @@ def _focal_chunk(
     Every row is treated alike, for to ask which have a class would make the host wait for the device.
     """
     loss, gradient = _focal_terms(x, weights[1], gamma, slope=slope)
-    column, has_class, unused = (labels.clamp(min=0)[:, None], (labels >= 0)[:, None], (labels == IGNORED)[:, None])  # [r, 1]
+    column, has_class, unused = (labels.clamp(min=0)[:, None], (labels >= 0)[:, None], labels == IGNORED)  # [r, 1], [r, 1], [r]
     positive, rise = _focal_terms(-x.gather(1, column), weights[0], gamma, slope=slope)
-    loss.scatter_(1, column, torch.where(has_class, positive, loss.gather(1, column))).masked_fill_(unused, 0)
+    _clear(loss.scatter_(1, column, torch.where(has_class, positive, loss.gather(1, column))), unused)
     if gradient is not None and rise is not None:
-        gradient.scatter_(1, column, torch.where(has_class, -rise, gradient.gather(1, column))).masked_fill_(unused, 0)
+        _clear(gradient.scatter_(1, column, torch.where(has_class, -rise, gradient.gather(1, column))), unused)
     return loss.sum(), gradient
+
+
+def _clear(values: Tensor, rows: Tensor) -> None:
+    """Sets `rows` [r] of `values` [r, K] to 0. On a CPU the mask may be looked at, and few rows be written instead of all."""
+    if values.device.type == "cpu":
+        values.index_fill_(0, rows.nonzero()[:, 0], 0)
+    else:
+        values.masked_fill_(rows[:, None], 0)
 
 
 def _focal_terms(x: Tensor, weight: float, gamma: float, *, slope: bool) -> tuple[Tensor, Tensor | None]:
