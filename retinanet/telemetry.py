@@ -71,6 +71,12 @@ class Telemetry:
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         self._write(methodcaller("add_image", name, image, step, dataformats="HWC"))
 
+    def precision_recall(self, step: int, name: str, hits: np.ndarray, kept: np.ndarray, boxes: int) -> None:
+        """A curve of what was right [T] and kept [T] at thresholds evenly from 0 to 1, `boxes` being there to find."""
+        precision, recall, negatives = hits / np.maximum(kept, 1), hits / max(boxes, 1), np.zeros_like(hits)
+        counts = hits, kept - hits, negatives, boxes - hits, precision, recall
+        self._write(methodcaller("add_pr_curve_raw", name, *counts, step, num_thresholds=len(hits)))
+
     def _write(self, write: Callable[[Any], None]) -> None:
         """A full disk costs curves, not the run: a minute's, then a new file is begun."""
         if not self.enabled or time.monotonic() < self.silent_until:

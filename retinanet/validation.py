@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,14 +14,17 @@ from retinanet.data.images import UnreadableImageError, read_image
 from retinanet.data.workers import choose_workers
 from retinanet.distributed import world_size
 from retinanet.evaluation.coco import best_thresholds, choose_evaluator
+from retinanet.evaluation.matching import assign, judge, ranks
 from retinanet.evaluation.run import Evaluation, evaluate_model, map_categories
 from retinanet.postprocess import build_postprocessor
+from retinanet.report.matches import Seen
 from retinanet.results import write_json
 from retinanet.structures import Category, Detections
 from retinanet.telemetry import Telemetry
 from retinanet.visualize import draw_detections, draw_target, side_by_side
 
 PICTURES = 4  # images shown in TensorBoard
+THRESHOLDS = 101  # of its precision-recall curve
 UNKNOWN_THRESHOLD = 0.5  # of what is drawn, for a class without a best one
 
 
@@ -61,10 +65,22 @@ class Validation:
         telemetry.say(f"step {step}: validation AP {ap:.1f}  AP50 {ap50:.1f}  loss {loss} (class + box)")
         telemetry.scalars(step, {f"val/{k}": v for k, v in metrics.items() if k.startswith(("AP", "AR"))})
         telemetry.scalars(step, {f"val/{k}": v for k, v in losses.items()})
+        self._show_curve(result.rows, step, telemetry)
         known = best_thresholds(metrics)
         limits = torch.tensor([known.get(category.name, UNKNOWN_THRESHOLD) for category in self.categories])
         for n, (index, detections) in enumerate(result.samples):
             self._show(f"validation/{n}", index, detections.above(limits), step, telemetry)
+
+    def _show_curve(self, rows: np.ndarray, step: int, telemetry: Telemetry) -> None:
+        """Precision and recall at IoU 0.5 over the score, all classes together, in TensorBoard."""
+        seen = Seen(rows, self.annotations)
+        same = seen.label[seen.pairs.detection] == self.annotations.labels[seen.pairs.box]
+        rank = ranks(seen.score, seen.image * seen.classes + seen.label)
+        found = assign(seen.pairs_where(same), rank, self.annotations.crowd, seen.ignored, iou=0.5)
+        hits, counted = judge(found, seen.ignored, seen.outside)
+        thresholds = np.linspace(0, 1, THRESHOLDS)
+        right, kept = (len(s) - np.searchsorted(np.sort(s), thresholds) for s in (seen.score[hits], seen.score[counted]))
+        telemetry.precision_recall(step, "val/precision_recall", right, kept, int((~seen.ignored).sum()))
 
     def _show(self, name: str, index: int, detections: Detections, step: int, telemetry: Telemetry) -> None:
         """A validation image in TensorBoard: truth on the left, predictions on the right."""

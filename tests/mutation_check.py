@@ -27,6 +27,7 @@ class Mutation(NamedTuple):
 
 WEIGHTS, IMAGES = "retinanet/weights/files.py", "retinanet/data/images.py"
 SECURITY, MEDIA = "tests/test_security.py::test_", "tests/test_security_media.py::test_"
+PAGE, REPORT = "retinanet/report/page.py", "tests/test_report_page.py::test_"
 DOWNLOAD = "tests/test_download_coco.py::test_"
 MUTATIONS = [
     Mutation("checkpoints execute nothing", "retinanet/checkpoint.py", "weights_only=True)\n", "weights_only=False)\n",
@@ -85,6 +86,13 @@ MUTATIONS = [
              SECURITY + "what_is_said_does_not_speak_to_the_terminal"),
     Mutation("folders of crops stay inside", "retinanet/outputs.py", 're.sub(r"[^\\w-]", "_", category.name)', "category.name",
              "tests/test_outputs.py::test_names_of_classes_lead_nowhere_else"),
+    Mutation("names in a page end no script", PAGE, '.replace("<", "\\\\u003c")', "",
+             REPORT + "names_cannot_leave_their_place"),
+    Mutation("names in a page turn no text", PAGE, "text = BIDI.sub(", "BIDI.sub(",
+             REPORT + "names_cannot_leave_their_place"),
+    Mutation("titles of a page are text", PAGE, "html.escape(BIDI", "(BIDI", REPORT + "names_cannot_leave_their_place"),
+    Mutation("a page runs its own script alone", PAGE, "script-src '{_digest(script)}'", "script-src 'unsafe-inline'",
+             REPORT + "the_policy_lets_this_script_run_and_nothing_else"),
     Mutation("huge pictures", IMAGES, "EXTENSIONS = {", "Image.MAX_IMAGE_PIXELS = None\nEXTENSIONS = {",
              MEDIA + "a_picture_that_would_unfold_is_refused"),
     Mutation("no interpreter for pictures", IMAGES, ", formats=FORMATS)", ")", MEDIA + "postscript_is_not_run"),

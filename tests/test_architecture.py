@@ -31,7 +31,7 @@ FLOORS = [
         "tiling",
         "test_time",
     },
-    {"evaluation", "predictor", "adapters", "surgery", "checks"},
+    {"evaluation", "predictor", "adapters", "surgery", "checks", "report"},
     {"run_setup", "run_state", "telemetry", "validation", "interrupts", "failures", "learner", "bad_steps"},
     {"training"},
 ]  # a package, such as data, is on one floor with all of its modules
@@ -123,7 +123,7 @@ def test_sizes() -> None:
     for file in FILES.values():
         lines = len(file.read_text(encoding="utf-8").splitlines())
         assert lines <= 400, f"{file} has {lines} lines"
-    assert sum(map(counted_lines, [*FILES.values(), PACKAGE / "__init__.py"])) <= 8350
+    assert sum(map(counted_lines, [*FILES.values(), PACKAGE / "__init__.py"])) <= 9400
     for file in TOOLS:
         assert counted_lines(file) < 120, f"{file} has {counted_lines(file)} lines that are neither blank nor comment"
 

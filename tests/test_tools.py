@@ -190,6 +190,20 @@ def test_evaluate_weights(run: Run, weights: Path, tmp_path: Path) -> None:
     assert not (weights.parent / "metrics.json").exists()  # no run: it has no config.yaml
 
 
+def test_evaluate_writes_a_report(run: Run, weights: Path, tmp_path: Path) -> None:
+    outcome = run("evaluate", "--weights", weights, "--report", tmp_path / "report")
+    assert outcome.code == 0, outcome.err
+    figures = read(tmp_path / "report" / "figures.json")
+    assert figures["about"]["title"] == str(weights)
+    assert [row["value"] for row in figures["summary"]] == [
+        read(weights.parent / "evaluation" / "metrics.json")[name] for name in NAMES
+    ]
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == min(96, len(figures["findings"])) > 0
+    (tmp_path / "file").touch()
+    assert "file: File exists" in mistake(run("evaluate", "--weights", weights, "--report", tmp_path / "file"))
+
+
 def test_evaluate_keeps_the_thresholds_it_finds(run: Run, weights: Path, tmp_path: Path) -> None:
     before = load_checkpoint(weights)
     assert run("evaluate", "--weights", weights).code == 0

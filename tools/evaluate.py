@@ -1,10 +1,10 @@
 """Measure a detector: the twelve COCO numbers and a table by class.
 
 examples:
-  python tools/evaluate.py --weights runs/demo/best.pt
   python tools/evaluate.py configs/retinanet_r50_1x.yaml --weights retinanet_resnet50_fpn     of the zoo, on COCO
   python tools/evaluate.py configs/demo.yaml --weights runs/demo/best.pt evaluation.split=test
   python tools/evaluate.py --weights runs/demo/best.pt --save-thresholds     keep the best score of each class in best.pt
+  python tools/evaluate.py --weights runs/demo/best.pt --report runs/demo/report     the numbers, and a page about them
   python tools/evaluate.py --detections results.json --annotations truth.json     results of any detector
 """
 
@@ -22,6 +22,8 @@ def main() -> int:
     parser.add_argument("--weights", help="a checkpoint, or a name of the zoo")
     parser.add_argument("--detections", type=Path, help="COCO results file, instead of weights")
     parser.add_argument("--annotations", type=Path, help="COCO ground truth of --detections")
+    parser.add_argument("--images", type=Path, help="folder of the pictures of --annotations, for --report; default: its own")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html, a page, and its figures as JSON, CSV")
     parser.add_argument("--save-thresholds", action="store_true", help="keep the best scores found in the --weights file")
     parser.add_argument("--out", type=Path, help="default: evaluation/ beside the checkpoint, or in runs/<name in the zoo>/")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
@@ -38,13 +40,14 @@ def main() -> int:
             raise UserError("--save-thresholds goes with --weights, the file to keep them in")
         if args.settings:
             raise UserError(f"--detections takes no CONFIG and no settings, got {' '.join(args.settings)}")
-        return evaluate_results(args.detections, args.annotations, args.out)
-    if args.annotations is not None:
-        raise UserError("--annotations goes with --detections; with --weights say data.val.path=... data.val.annotations=...")
+        return evaluate_results(args)
+    if args.annotations is not None or args.images is not None:
+        which = "images" if args.annotations is None else "annotations"
+        raise UserError(f"--{which} goes with --detections; with --weights say data.val.path=... data.val.annotations=...")
     overrides = [text for text in args.settings if "=" in text]
     if args.save_thresholds and not Path(args.weights).is_file():
         raise UserError(f"--save-thresholds needs a checkpoint's file to keep them in, not '{args.weights}'")
-    metrics = evaluate_weights(args.weights, configs[0] if configs else None, overrides, args.out, args.device)
+    metrics = evaluate_weights(args.weights, configs[0] if configs else None, overrides, args)
     if args.save_thresholds and metrics:  # on the main rank
         from retinanet.checkpoint import save_thresholds
         from retinanet.evaluation.coco import best_thresholds
@@ -54,38 +57,40 @@ def main() -> int:
     return 0
 
 
-def evaluate_results(detections: Path, annotations: Path, out: Path | None) -> int:
+def evaluate_results(args: argparse.Namespace) -> int:
     from retinanet.data.coco import load_coco
     from retinanet.evaluation.coco import evaluate_rows, metrics_table
     from retinanet.evaluation.run import read_results
+    from retinanet.report.write import write_report
     from retinanet.results import write_json
 
-    truth = load_coco(annotations, annotations.parent)
-    metrics = evaluate_rows(read_results(detections, truth), truth)
+    truth = load_coco(args.annotations, args.images or args.annotations.parent)
+    metrics = evaluate_rows(rows := read_results(args.detections, truth), truth)
     print(metrics_table(metrics))
-    out = out or detections.parent / f"{detections.stem}_evaluation"
+    out = args.out or args.detections.parent / f"{args.detections.stem}_evaluation"
     write_json(out / "metrics.json", metrics)
     print(f"written: {out / 'metrics.json'}")
+    if args.report:
+        write_report(rows, truth, metrics, args.report, args.detections.name)
     return 0
 
 
-def evaluate_weights(
-    weights: str, config_file: str | None, overrides: list[str], out: Path | None, device: str | None
-) -> dict[str, Any]:
+def evaluate_weights(weights: str, config_file: str | None, overrides: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """The metrics; empty on ranks other than 0."""
     import torch
 
     from retinanet.config import config_for_inference, load_config
     from retinanet.data.workers import choose_workers
     from retinanet.distributed import is_main, main_first, process_group, say, world_size
-    from retinanet.evaluation.run import evaluate_model
+    from retinanet.evaluation.run import evaluate_model, write_evaluation
     from retinanet.postprocess import build_postprocessor
     from retinanet.precision import choose_precision
+    from retinanet.report.write import write_report
     from retinanet.results import write_json
     from retinanet.run_setup import load_splits
     from retinanet.weights.zoo import ZOO, load_weights
 
-    with process_group(device) as chosen:  # a device that is not there is found before anything is read
+    with process_group(args.device) as chosen:  # a device that is not there is found before anything is read
         checkpoint = main_first(lambda: load_weights(weights))
         given = load_config(config_file) if config_file else None
         config, notes = config_for_inference(checkpoint.config, given, overrides)
@@ -96,8 +101,9 @@ def evaluate_weights(
         if annotations is None:
             raise UserError(f"data.{name} is not set: name a CONFIG, or data.{name}.path=...")
         run = Path("runs", weights) if weights in ZOO else Path(weights).parent
-        folder = out or run / "evaluation"
-        folder.mkdir(parents=True, exist_ok=True)  # one that cannot be written is found before the work, not after it
+        folder = args.out or run / "evaluation"
+        for wanted in (folder, args.report or folder):  # one that cannot be written is found before the work, not after it
+            wanted.mkdir(parents=True, exist_ok=True)
         checkpoint.config = config
         for note in notes:
             say(note)
@@ -116,20 +122,11 @@ def evaluate_weights(
         )
         if is_main():
             write_evaluation(result.metrics, result.rows, annotations, folder)
-            if out is None and (run / "config.yaml").exists():  # a run's folder always shows its latest evaluation
+            if args.out is None and (run / "config.yaml").exists():  # a run's folder always shows its latest evaluation
                 write_json(run / "metrics.json", result.metrics)
+            if args.report:
+                write_report(result.rows, annotations, result.metrics, args.report, weights)
     return result.metrics
-
-
-def write_evaluation(metrics: dict[str, Any], rows: Any, annotations: Any, folder: Path) -> None:
-    from retinanet.evaluation.coco import metrics_table
-    from retinanet.results import write_detections, write_json
-
-    print(metrics_table(metrics))
-    file_names = {int(image_id): annotations.file_names[n] for n, image_id in enumerate(annotations.image_ids)}
-    write_detections(folder / "detections.json", rows, file_names, {c.id: c.name for c in annotations.categories})
-    write_json(folder / "metrics.json", metrics)
-    print(f"written: {folder / 'metrics.json'} and {folder / 'detections.json'}")
 
 
 if __name__ == "__main__":

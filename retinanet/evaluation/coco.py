@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from retinanet.data.annotations import Annotations
 from retinanet.errors import UserError
-from retinanet.evaluation.matching import NONE, match
+from retinanet.evaluation.matching import judge, match
 from retinanet.structures import shortened
 
 Engine = Literal["auto", "pycocotools", "faster-coco-eval"]
@@ -140,9 +140,7 @@ def _best_threshold(
     outside, found_outside = ((area < 0) | (area > LARGEST_AREA) for area in (areas, found[:, 3] * found[:, 4]))
     ignored = crowd | outside
     matches = match(found[:, 1:5], found[:, 5], found[:, 0], boxes, images, crowd, ignored)
-    hits = matches >= 0
-    hits[hits] = ~ignored[matches[hits]]
-    counted = hits | ((matches == NONE) & ~found_outside)
+    hits, counted = judge(matches, ignored, found_outside)
     scores, hits = found[counted, 5], hits[counted]
     levels, level = np.unique(-scores, return_inverse=True)  # equal scores stay or go together
     kept, right = np.cumsum(np.bincount(level)), np.cumsum(np.bincount(level, weights=hits))

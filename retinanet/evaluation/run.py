@@ -19,10 +19,10 @@ from retinanet.data.transforms import Resize
 from retinanet.data.unbroken import unbroken
 from retinanet.distributed import gather_to_main, is_main, rank, say, sum_over_ranks, world_size
 from retinanet.errors import UserError
-from retinanet.evaluation.coco import Engine, choose_evaluator, evaluate_rows
+from retinanet.evaluation.coco import Engine, choose_evaluator, evaluate_rows, metrics_table
 from retinanet.inference import detect_batches, prepare
 from retinanet.postprocess import Postprocessor
-from retinanet.results import COLUMNS, entry_rows, read_entries, to_rows
+from retinanet.results import COLUMNS, entry_rows, read_entries, to_rows, write_detections, write_json
 from retinanet.structures import Category, Detections, Target, shortened
 
 
@@ -98,6 +98,15 @@ def evaluate_model(
     loss_cls, loss_box, _ = (sums / sums[2].clamp(min=1)).tolist()
     losses = {"loss_cls": loss_cls, "loss_box": loss_box} if criterion is not None else {}
     return Evaluation(metrics, all_rows, losses, samples)
+
+
+def write_evaluation(metrics: dict[str, Any], rows: np.ndarray, annotations: Annotations, folder: Path) -> None:
+    """Prints the table and writes `metrics.json` and `detections.json` into `folder`."""
+    print(metrics_table(metrics))
+    file_names = {int(image_id): annotations.file_names[n] for n, image_id in enumerate(annotations.image_ids)}
+    write_detections(folder / "detections.json", rows, file_names, {c.id: c.name for c in annotations.categories})
+    write_json(folder / "metrics.json", metrics)
+    print(f"written: {folder / 'metrics.json'} and {folder / 'detections.json'}")
 
 
 def _with_labels(target: Target, label_of: Tensor) -> Target:
