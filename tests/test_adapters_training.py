@@ -30,6 +30,7 @@ from torchvision_style import (
 )
 
 from retinanet.adapters import TorchvisionDetector
+from retinanet.anchors import AnchorGenerator
 from retinanet.config import InputConfig, LossConfig, parse_config
 from retinanet.criterion import RetinaNetLoss
 from retinanet.data.coco import load_coco
@@ -166,7 +167,7 @@ class Oracle(nn.Module):
 
     def __init__(self, targets: list[dict[str, Tensor]], ids: list[int]) -> None:
         super().__init__()
-        self.num_classes = len(ids)
+        self.num_classes, self.anchor_generator = len(ids), AnchorGenerator()
         self.register_buffer("mean", torch.zeros(3, 1, 1))
         self.targets, self.ids, self.calls = targets, ids, 0
 
