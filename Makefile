@@ -5,8 +5,6 @@ RUN := $(VENV)/bin/python
 CONFIG ?= configs/demo.yaml
 WEIGHTS ?= runs/demo/best.pt
 DEMO_RUN ?= runs/demo
-# In a process of their own: one that had run them all, OpenVINO's among them, has ended in a segmentation fault afterwards.
-ONNX_TESTS := tests/test_benchmark.py $(wildcard tests/test_export*.py)
 MEASURE ?= all
 
 .PHONY: help setup demo demo-smoke test test-slow test-faults test-faults-long mutation-check lint format train evaluate predict benchmark tensorboard clean
@@ -39,8 +37,7 @@ test: setup  ## the fast tests
 	$(RUN) -m pytest -m "not slow" --numprocesses auto
 
 test-slow: setup  ## the slow ones, fault injection in short among them
-	$(RUN) -m pytest -m slow $(foreach file,$(ONNX_TESTS),--ignore=$(file))
-	$(RUN) -m pytest -m slow $(ONNX_TESTS)
+	$(RUN) -m pytest -m slow
 
 test-faults: setup  ## runs that are killed, starved and lied to: a few minutes
 	$(RUN) -m pytest tests/faults

@@ -45,6 +45,11 @@ class Row(BaseModel):
     def runs_of(self) -> str:
         return self.same_as or self.name
 
+    @property
+    def paper(self) -> float | None:
+        """What it stands by in the paper's order: nothing is below a training that diverged there."""
+        return 0.0 if self.where.startswith("diverges") else self.published
+
 
 def read_rows(path: Path = ROWS) -> list[Row]:
     """Raises `UserError` naming the row."""
@@ -86,7 +91,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / 'run.json'} cannot be read ({error}): delete {folder} to run it again") from None
 
 
@@ -173,7 +178,10 @@ def outcome(folder: Path, code: int) -> dict[str, Any]:
         return diverged | {"note": "steps that are not finite"}
     if code != 0:
         return {"status": "failed", "note": last}
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))  # of the last step
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))  # of the last step
+    except (OSError, ValueError) as error:  # training goes on where it cannot be written
+        return {"status": "failed", "note": f"metrics.json: {error}"}
     if metrics["loss_cls"] is None or metrics["loss_box"] is None:  # how metrics.json writes NaN and infinity
         return diverged | {"note": "the validation loss is not finite"}
     if (metrics["AP50"] or 0.0) < LEARNED:

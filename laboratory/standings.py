@@ -74,15 +74,15 @@ def verdicts(lines: Sequence[Standing]) -> list[str]:
     """Of each pair of main rows that the paper puts in an order, whether that order is found here: only where both have
     `ENOUGH` seeds and their ranges do not overlap. Of each group how many pairs stand in the paper's order by their means."""
     said = []
-    published = [line for line in lines if line.row.published is not None]
+    published = [line for line in lines if line.row.paper is not None]
     main = [line for line in published if line.row.main]
-    for a, b in combinations(sorted(main, key=lambda line: line.row.published or 0), 2):
-        if a.row.published != b.row.published and a.row.runs_of != b.row.runs_of:
+    for a, b in combinations(sorted(main, key=lambda line: line.row.paper or 0), 2):
+        if a.row.paper != b.row.paper and a.row.runs_of != b.row.runs_of:
             said.append(f"{b.row.name} above {a.row.name}: {_verdict(a, b)}")
     for group in dict.fromkeys(line.row.group for line in lines):
         here = [line for line in published if line.row.group == group and line.order is not None]
-        pairs = [(a, b) for a, b in combinations(here, 2) if a.row.published != b.row.published]
-        agreed = sum((a.row.published > b.row.published) == (a.order > b.order) for a, b in pairs)  # type: ignore[operator]
+        pairs = [(a, b) for a, b in combinations(here, 2) if a.row.paper != b.row.paper]
+        agreed = sum((a.row.paper > b.row.paper) == (a.order > b.order) for a, b in pairs)  # type: ignore[operator]
         if pairs:
             said.append(f"{group}: {agreed} of {len(pairs)} pairs of rows stand in the paper's order, by their means")
     return said

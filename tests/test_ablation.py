@@ -220,9 +220,10 @@ def test_a_folder_of_other_settings_is_refused(stub: Stub, tmp_path: Path) -> No
     (tmp_path / "out").rename(tmp_path / "elsewhere")  # moved: nothing else has changed
     run_all(plan(THREE, [], 2, out=tmp_path / "elsewhere", config=BASE))
     assert stub.calls() == []
-    (tmp_path / "elsewhere" / "a" / "seed0" / "run.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_run(tmp_path / "elsewhere" / "a" / "seed0")
+    for damaged in ("{", "[1]"):
+        (tmp_path / "elsewhere" / "a" / "seed0" / "run.json").write_text(damaged)
+        with pytest.raises(UserError, match="cannot be read"):
+            read_run(tmp_path / "elsewhere" / "a" / "seed0")
 
 
 def test_ctrl_c_waits_until_the_training_has_saved_and_the_next_call_goes_on(stub: Stub, tmp_path: Path) -> None:
@@ -272,6 +273,15 @@ def test_verdicts() -> None:
     assert said(low, line("part", 20, 0.01, 0.01, diverged=1)) == ["low above part: undecided, some runs diverged"]
     assert said(low, line("same", 30, 0.5, 0.5, 0.5)) == []  # the paper has them equal
     assert said(low, line("minor", 35, 0.5, 0.5, 0.5, main=False)) == []
+
+
+def test_a_training_that_diverged_in_the_paper_is_below_all_of_its_order() -> None:
+    row = Row(name="wild", group="g", where="diverges, section 5.1", main=True)
+    wild, low = Standing(row, 3, 3, None, None), line("low", 30, 0.1, 0.12, 0.11)
+    expected = ["low above wild: found", "g: 1 of 1 pairs of rows stand in the paper's order, by their means"]
+    assert standings.verdicts([low, wild]) == expected
+    names = {(row.name, row.paper) for row in read_rows() if row.where.startswith("diverges")}
+    assert names == {("ce-no-prior", 0.0)}
 
 
 def test_a_group_is_compared_pair_by_pair() -> None:

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,35 @@ def test_openvino_finds_what_onnxruntime_finds(files: Any, form: str) -> None:  
     nothing = np.full((64, 64, 3), 128, np.uint8)
     above = Predictor.load(files(form), device="cpu", runtime="openvino", score_threshold=1.0)
     assert len(above(nothing)) == 0
+
+
+SIGNALS = """
+import gc, signal, sys
+from pathlib import Path
+import numpy as np, torch
+from retinanet.onnx.sessions import open_session
+open_two = [open_session(Path(sys.argv[1]), "openvino", torch.device("cpu"), "fp32") for _ in range(2)]
+while open_two:
+    del open_two[0]
+    gc.collect()
+blocks = [np.full(size, 7, np.uint8) for size in range(1000, 90_000, 137) for _ in range(3)]  # where freed memory was
+came = []
+signal.signal(signal.SIGUSR1, lambda *_: came.append(1))
+for _ in range(5):
+    signal.raise_signal(signal.SIGUSR1)
+assert len(came) == 5 and all((block == 7).all() for block in blocks)
+"""
+
+
+def test_signals_do_no_harm_when_a_file_is_let_go(tmp_path: Path) -> None:
+    """OpenVINO leaves the system a stack for signals that it frees with its Core: a segmentation fault, or others' memory."""
+    pytest.importorskip("openvino")
+    inputs, outputs = ([onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8])] for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", inputs, outputs)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "relu.onnx")
+    command = [sys.executable, "-c", SIGNALS, str(tmp_path / "relu.onnx")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_openvino_as_many_threads_as_torch(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -352,6 +352,15 @@ def test_focal_loss_sum_of_half_precision_is_computed_in_float32() -> None:
     assert found.item() == pytest.approx(plain_sum(half.detach().float(), labels, 0.25, 2.0).item(), rel=1e-5)
 
 
+def test_focal_loss_sum_keeps_slopes_of_float16_that_are_scaled_later() -> None:
+    """Without its scale the slope at -8 is 8e-11; float16 ends at 6e-8, and below 6e-5 loses digits."""
+    logits = torch.tensor([[-5.0], [-8.0]], dtype=torch.float16, requires_grad=True)
+    (2**20 * focal_loss_sum(logits, torch.tensor([-1, -1]))).backward()
+    _, derivative = focal_in_float64(logits.detach(), torch.zeros(2, 1), 0.25, 2)
+    assert logits.grad is not None and logits.grad.dtype == torch.float16
+    torch.testing.assert_close(logits.grad.double(), 2**20 * derivative, rtol=2**-9, atol=0)  # float16 has 11 bits
+
+
 def test_focal_loss_sum_says_that_its_gradient_is_gone() -> None:
     logits, labels = rows_and_labels()
     found = focal_loss_sum(logits.requires_grad_(), labels)

@@ -269,7 +269,12 @@ def test_nothing_is_cut_or_faint(device: str, scheme: str, open_page: Open, gall
 def test_charts_fit_again_when_the_window_changes(open_page: Open) -> None:
     page = open_page(made_figures(), [], width=1280)
     page.set_viewport_size({"width": 375, "height": 800})
-    page.wait_for_function("document.querySelector('#precision svg[tabindex]').getAttribute('width') < 375")
+    width = "document.querySelector('#precision svg[tabindex]').getAttribute('width') - 0"
+    for _ in range(100):  # `wait_for_function` would evaluate text in the page, which its policy forbids
+        if page.evaluate(width) < 375:
+            break
+        page.wait_for_timeout(100)
+    assert page.evaluate(width) < 375
     assert page.evaluate(OUTSIDE) == []
 
 

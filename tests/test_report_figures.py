@@ -19,6 +19,7 @@ from retinanet.report.curves import calibration, precision_curves, score_curves
 from retinanet.report.figures import build_figures, write_figures
 from retinanet.report.intervals import interval, numbers, over_classes, resample
 from retinanet.report.matches import Seen, find_matches, read_matches, write_matches
+from retinanet.report.write import write_report
 from retinanet.structures import Category
 
 NOTHING = np.empty((0, 7))
@@ -270,7 +271,14 @@ def test_matches_on_disk_give_the_same_numbers(tmp_path: Path) -> None:
     assert again.fingerprint == matches.fingerprint
 
 
-@pytest.mark.parametrize("change", [b"", b"not an archive", "image", "label", "truth_image", "hits", "rank"])
+def test_a_name_that_is_no_utf8_stops_no_report(tmp_path: Path) -> None:
+    boxes, crowd, rows = random_set(2)
+    truth = data_set(boxes, 12, crowd=crowd)
+    write_report(rows, truth, evaluate_rows(rows, truth), tmp_path, "r\udcff.json")
+    assert "<h1>r?.json: evaluation</h1>" in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [b"", b"not an archive", "image", "label", "truth_image", "hits", "rank", "sought"])
 def test_damaged_matches_are_named(tmp_path: Path, change: bytes | str) -> None:
     boxes, crowd, rows = random_set(2)
     file = tmp_path / "matches.npz"
@@ -280,7 +288,13 @@ def test_damaged_matches_are_named(tmp_path: Path, change: bytes | str) -> None:
     else:
         with np.load(file) as held:
             content = dict(held)
-        content[change] = content[change][:-1] if change in ("hits", "rank") else content[change] + 100
+        changes = {
+            "hits": lambda c: c[:-1],
+            "rank": lambda c: c[:-1],
+            "sought": lambda c: c.astype(int),
+            "label": lambda c: c + 0.5,
+        }
+        content[change] = changes.get(change, lambda column: column + 100)(content[change])
         np.savez(file, **content)
     with pytest.raises(UserError, match=r"matches\.npz: cannot be read: .*write the report again"):
         read_matches(file)

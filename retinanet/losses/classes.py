@@ -58,7 +58,9 @@ class _FocalLossSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float | None, gamma: float) -> Tensor:
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        # float16 has no room for small slopes before `backward` scales them, which is what torch.amp.GradScaler is for
+        kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        gradient = torch.empty_like(logits, dtype=kept) if ctx.needs_input_grad[0] else None
         weights = (1.0, 1.0) if alpha is None or alpha < 0 else (alpha, 1 - alpha)
         rows = max(1, (CHUNK if logits.device.type == "cpu" else 64 * CHUNK) // logits.shape[1])
         total = logits.new_zeros((), dtype=torch.float32)
@@ -68,7 +70,7 @@ class _FocalLossSum(torch.autograd.Function):
             total += loss
             if gradient is not None and slope is not None:
                 gradient[part] = slope
-        ctx.gradient = gradient
+        ctx.gradient, ctx.dtype = gradient, logits.dtype
         return total
 
     @staticmethod
@@ -77,7 +79,7 @@ class _FocalLossSum(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None  # scaled in place: it is the largest tensor of a training step
         if gradient is None:
             raise RuntimeError("focal_loss_sum keeps its gradient for one backward pass only")
-        return gradient.mul_(grad_output), None, None, None
+        return gradient.mul_(grad_output).to(ctx.dtype), None, None, None
 
 
 def _focal_chunk(

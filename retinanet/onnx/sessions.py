@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import threading
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,14 +77,19 @@ def _onnxruntime_session(onnxruntime: Any, path: Path, device: torch.device) -> 
     return onnxruntime.InferenceSession(str(path), options, providers=[*cuda, "CPUExecutionProvider"])
 
 
+@cache
+def openvino_core() -> Any:
+    """The one Core of this process. It is never let go: OpenVINO tells the system to handle signals on memory of its own, which
+    it frees with the Core, so that the next Ctrl-C, or the end of a child process, would write into what is not its any more.
+    """
+    return import_onnx("openvino").Core()
+
+
 class OpenVinoSession:
     """OpenVINO behind those methods of onnxruntime's `InferenceSession` that are used here, on the CPU."""
 
     def __init__(self, path: Path, precision: str) -> None:
-        import openvino
-
-        core = openvino.Core()
-        model = core.read_model(path)
+        model = openvino_core().read_model(path)
         self._metadata = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
         self._inputs, self._outputs = (list(map(_described, values)) for values in (model.inputs, model.outputs))
         self._defaults = _threshold_as_input(model)
@@ -94,7 +100,7 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": False,  # or every process would sit on the first cores
             "INFERENCE_PRECISION_HINT": "bf16" if reduced and has_bf16() else "f32",  # left to itself it takes bf16
         }
-        self._compiled = core.compile_model(model, "CPU", settings)
+        self._compiled = openvino_core().compile_model(model, "CPU", settings)
         self._lock = threading.Lock()
 
     def get_inputs(self) -> list[SimpleNamespace]:
@@ -114,7 +120,7 @@ class OpenVinoSession:
 
 def has_bf16() -> bool:
     """Whether OpenVINO computes in it on this CPU."""
-    return "BF16" in import_onnx("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _described(value: Any) -> SimpleNamespace:

@@ -124,7 +124,8 @@ def _plain(value: Any) -> Any:
 
 def write_figures(figures: dict[str, Any], folder: Path) -> None:
     """Writes figures.json, and summary.csv, classes.csv, errors.csv and confusion.csv for spreadsheets."""
-    (folder / "figures.json").write_text(json.dumps(figures, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(figures, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / "figures.json").write_text(text, encoding="utf-8", errors="replace")  # a file's name may be no UTF-8
     confusion, errors = figures["confusion"], figures["errors"]
     for name in ("summary", "classes"):
         _write_csv(folder / f"{name}.csv", [[*figures[name][0]], *([*row.values()] for row in figures[name])])

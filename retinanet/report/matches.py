@@ -127,9 +127,8 @@ def read_matches(path: Path) -> Matches:
         for name, column in held.items():
             length = len(held["truth_image" if name in ("truth_image", "truth_label", "sought") else "image"])
             limit = most.get(name, 256)
-            if column.shape != (length, *shapes.get(name, ())) or (
-                column.size and not 0 <= column.min() <= column.max() < limit
-            ):
+            fits = column.shape == (length, *shapes.get(name, ())) and column.dtype.kind in ("b" if name == "sought" else "iu")
+            if not fits or (column.size and not 0 <= column.min() <= column.max() < limit):
                 raise ValueError(f"'{name}' is not what it should be")
         for name in ("hits", "counted"):
             held[name] = np.unpackbits(held[name], axis=1).view(bool).reshape(-1, len(AREAS), len(IOUS))

@@ -25,7 +25,7 @@ def write_report(rows: np.ndarray, annotations: Annotations, metrics: dict[str, 
     write_figures(figures, folder)
     write_matches(folder / "matches.npz", matches)
     gallery = build_gallery(figures["findings"], annotations)
-    (folder / "index.html").write_text(render_page(figures, gallery), encoding="utf-8")
+    (folder / "index.html").write_text(render_page(figures, gallery), encoding="utf-8", errors="replace")
     lost = sum("problem" in finding for finding in gallery)
     if lost:
         say(f"note: the pictures of {lost} of {len(gallery)} findings could not be read from {annotations.image_dir}")
