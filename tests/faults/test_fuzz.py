@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 import typing
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ def test_data_through_check_training_and_prediction(scratch: Path, capsys: pytes
         except UserError as error:
             assert str(file) in str(error)
             return
-        with Image.open(file) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:  # of its damaged EXIF
             sides = np.array([*image.size, *image.size])
         boxes, scores, labels = found.numpy()
         assert np.isfinite(boxes).all()
