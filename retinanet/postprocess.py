@@ -79,7 +79,12 @@ class Postprocessor:
         )
         for logits, deltas, anchors in levels:
             # Few anchors have any class above the threshold: their best logit tells, without a sigmoid over all [r, K].
-            rows = (~(logits.amax(dim=1).float() <= least)).nonzero()[:, 0]  # also one with a NaN: its others may do
+            best = logits.amax(dim=1).float()
+            rows = (~(best <= least)).nonzero()[:, 0]  # also one with a NaN: its others may do
+            if len(rows) > self.topk_per_level:  # the best pairs are of the anchors with the best best logits
+                best = best[rows]
+                most = self.topk_per_level + int(best.isnan().sum())
+                rows = rows[best.topk(min(most, len(rows))).indices.sort().values]
             theirs = logits.index_select(0, rows).float()  # [rows, K]; indexing takes five times as long
             row, label = (theirs > least).nonzero(as_tuple=True)  # NaN is not above anything
             scores = theirs[row, label].sigmoid()

@@ -368,3 +368,19 @@ def test_classes_are_kept_apart_exactly() -> None:
 
 def test_a_nan_hides_no_other_class_of_its_anchor() -> None:
     assert_found(detect(predict([A], [[math.nan, 0.9]])), [A], [0.9], [1])
+
+
+@pytest.mark.parametrize("topk", [1, 5, 12, 200])
+def test_the_best_pairs_are_those_of_all_anchors(topk: int) -> None:
+    """Only the anchors with the best best class are looked at: against sorting all 90 pairs, three anchors having a NaN."""
+    scores = torch.rand(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.9 + 0.06
+    scores[4, 1], scores[5, 1], scores[6] = math.nan, math.nan, torch.tensor([0.99, math.nan, 0.985])
+    boxes = [[20.0 * n, 0, 20.0 * n + 10, 10] for n in range(30)]  # apart: NMS takes none
+    found = Postprocessor(topk_per_level=topk, max_detections=200)(predict(boxes, scores.tolist()), torch.tensor([[20, 700]]))[
+        0
+    ]
+    pairs = sorted(
+        ((s, n, k) for n, row in enumerate(scores.tolist()) for k, s in enumerate(row) if not math.isnan(s)), reverse=True
+    )
+    got = list(zip((found.boxes[:, 0] / 20).round().int().tolist(), found.labels.tolist(), strict=True))
+    assert got == [(n, k) for _, n, k in pairs[:topk]]
