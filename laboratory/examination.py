@@ -108,7 +108,9 @@ def write_findings(folder: Path, findings: Findings, annotations: Annotations, *
     write_json(folder / "distribution.json", content)
     distribution_chart(folder / "distribution.png", positives, negatives, GAMMAS)
     imbalance_chart(folder / "anchors.png", findings.imbalance)
+    written = ["distribution.json", "distribution.png", "anchors.png"]
     if hardest:
+        written.append("hardest_negatives.jpg")
         pictures = [draw_negative(one, annotations) for one in hardest]
         Image.fromarray(contact_sheet(pictures)).save(folder / "hardest_negatives.jpg", quality=90)
-    print(f"written: distribution.json, distribution.png, anchors.png and hardest_negatives.jpg in {folder}")
+    print(f"written in {folder}: {', '.join(written)}")

@@ -278,6 +278,16 @@ def test_a_name_that_is_no_utf8_stops_no_report(tmp_path: Path) -> None:
     assert "<h1>r?.json: evaluation</h1>" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
+def test_scores_that_are_no_probabilities_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    boxes, crowd, rows = random_set(2)
+    truth = data_set(boxes, 12, crowd=crowd)
+    write_report(rows, truth, evaluate_rows(rows, truth), tmp_path, "r")
+    assert "outside 0..1" not in capsys.readouterr().out
+    rows[:2, 5] = 90, -1
+    write_report(rows, truth, evaluate_rows(rows, truth), tmp_path, "r")
+    assert f"note: 2 of {len(rows)} scores lie outside 0..1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("change", [b"", b"not an archive", "image", "label", "truth_image", "hits", "rank", "sought"])
 def test_damaged_matches_are_named(tmp_path: Path, change: bytes | str) -> None:
     boxes, crowd, rows = random_set(2)

@@ -18,6 +18,9 @@ def write_report(rows: np.ndarray, annotations: Annotations, metrics: dict[str, 
 
     `rows` are detections [D, 7] (see `retinanet.results`), `metrics` what `evaluate_rows` said of them.
     """
+    strange = int(((rows[:, 5] < 0) | (rows[:, 5] > 1)).sum())
+    if strange:
+        say(f"note: {strange} of {len(rows)} scores lie outside 0..1: calibration and what is drawn over the score mean little")
     seen = Seen(rows, annotations)
     matches, boxes = find_matches(seen)
     figures = figures_of(seen, matches, boxes, metrics, title=title)
