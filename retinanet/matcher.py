@@ -36,20 +36,16 @@ class Matcher:
 
         `level_sizes`, how many anchors each level has, do not matter here.
         """
-        blocks = by_coordinate(anchors).split(_block_size(anchors, boxes))  # [r, 4] each
+        blocks = [by_coordinate(block) for block in anchors.split(_block_size(anchors, boxes))]  # [r, 4] each
         matched = [_Matched.start(block) for block in blocks]
         for start in range(0, len(boxes), BOXES_AT_ONCE):
             chunk = boxes[start : start + BOXES_AT_ONCE]  # [n, 4]
             ious = [pairwise_iou(chunk, block) for block in blocks]  # [n, r] each
-            best_of_box = torch.stack([iou.amax(dim=1) for iou in ious]).amax(dim=0)[:, None]  # [n, 1]
-            best_of_box = torch.where(best_of_box > 0, best_of_box, torch.inf)
+            best_of_box = _best_of_box(ious) if self.low_quality_matches else None
             matched = [so_far.update(iou, start, best_of_box) for so_far, iou in zip(matched, ious, strict=True)]
         best_iou, best_box, low_quality = (torch.cat(parts) for parts in zip(*matched, strict=True))
         matches = torch.where(best_iou < self.background_iou, BACKGROUND, IGNORE)
-        foreground = best_iou >= self.foreground_iou
-        if self.low_quality_matches:
-            foreground |= low_quality
-        matches = torch.where(foreground, best_box, matches)
+        matches = torch.where((best_iou >= self.foreground_iou) | low_quality, best_box, matches)
         return _ignore_crowds(matches, anchors, ignore_boxes)
 
 
@@ -65,15 +61,21 @@ class _Matched(NamedTuple):
         nothing = torch.zeros_like(anchors[:, 0])
         return cls(nothing, nothing.new_full(nothing.shape, BACKGROUND, dtype=torch.int64), nothing > 0)
 
-    def update(self, iou: Tensor, first_box: int, best_of_box: Tensor) -> Self:
-        """With boxes from number `first_box` on, their `iou` [n, r] and the best that each has, [n, 1]."""
+    def update(self, iou: Tensor, first_box: int, best_of_box: Tensor | None) -> Self:
+        """With boxes from number `first_box` on, their `iou` [n, r] and the best that each has, [n, 1], if that matters."""
         best_iou, box = iou.max(dim=0)
         better = best_iou > self.best_iou
-        return type(self)(
-            torch.where(better, best_iou, self.best_iou),
-            torch.where(better, box + first_box, self.best_box),
-            self.low_quality | ((iou - best_of_box).amax(dim=0) == 0),  # `==` of [n, r], then `any`, takes ten times as long
-        )
+        low_quality = self.low_quality
+        if best_of_box is not None:  # `==` of [n, r], then `any`, takes ten times as long
+            low_quality = low_quality | ((iou - best_of_box).amax(dim=0) == 0)
+        best_box = torch.where(better, box + first_box, self.best_box)
+        return type(self)(torch.where(better, best_iou, self.best_iou), best_box, low_quality)
+
+
+def _best_of_box(ious: Sequence[Tensor]) -> Tensor:
+    """Of boxes that have `ious` [n, r] with blocks of anchors the best, [n, 1]; infinite for one that touches none."""
+    best = torch.stack([iou.amax(dim=1) for iou in ious]).amax(dim=0)[:, None]
+    return torch.where(best > 0, best, torch.inf)
 
 
 def _block_size(anchors: Tensor, boxes: Tensor) -> int:

@@ -14,9 +14,10 @@ from retinanet.data.images import UnreadableImageError, read_image
 from retinanet.data.workers import choose_workers
 from retinanet.distributed import world_size
 from retinanet.evaluation.coco import best_thresholds, choose_evaluator
-from retinanet.evaluation.matching import assign, judge, ranks
+from retinanet.evaluation.matching import assign, judge
 from retinanet.evaluation.run import Evaluation, evaluate_model, map_categories
 from retinanet.postprocess import build_postprocessor
+from retinanet.report.curves import count_from
 from retinanet.report.matches import Seen
 from retinanet.results import write_json
 from retinanet.structures import Category, Detections
@@ -74,12 +75,10 @@ class Validation:
     def _show_curve(self, rows: np.ndarray, step: int, telemetry: Telemetry) -> None:
         """Precision and recall at IoU 0.5 over the score, all classes together, in TensorBoard."""
         seen = Seen(rows, self.annotations)
-        same = seen.label[seen.pairs.detection] == self.annotations.labels[seen.pairs.box]
-        rank = ranks(seen.score, seen.image * seen.classes + seen.label)
-        found = assign(seen.pairs_where(same), rank, self.annotations.crowd, seen.ignored, iou=0.5)
+        found = assign(seen.pairs_where(seen.same_class), seen.rank, self.annotations.crowd, seen.ignored, iou=0.5)
         hits, counted = judge(found, seen.ignored, seen.outside)
         thresholds = np.linspace(0, 1, THRESHOLDS)
-        right, kept = (len(s) - np.searchsorted(np.sort(s), thresholds) for s in (seen.score[hits], seen.score[counted]))
+        right, kept = (count_from(seen.score[which], thresholds) for which in (hits, counted))
         telemetry.precision_recall(step, "val/precision_recall", right, kept, int((~seen.ignored).sum()))
 
     def _show(self, name: str, index: int, detections: Detections, step: int, telemetry: Telemetry) -> None:

@@ -25,29 +25,40 @@ def precision_curves(matches: Matches) -> np.ndarray:
     return result
 
 
+def count_from(score: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """How many of the scores [D] are at least each threshold [T]."""
+    return len(score) - np.searchsorted(np.sort(score), thresholds)
+
+
 def score_curves(score: np.ndarray, hits: np.ndarray, positives: int, thresholds: np.ndarray) -> dict[str, np.ndarray]:
     """F1, precision and recall of the detections [D] that score at least each threshold [T]: `f1`, `p`, `r`; NaN for 0 / 0."""
-    kept, right = (len(s) - np.searchsorted(np.sort(s), thresholds) for s in (score, score[hits]))
+    kept, right = count_from(score, thresholds), count_from(score[hits], thresholds)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {"f1": 2 * right / (kept + positives), "p": right / kept, "r": right / np.float64(positives)}
+
+
+def class_curves(matches: Matches, score: np.ndarray, label: int, thresholds: np.ndarray) -> dict[str, np.ndarray]:
+    """`score_curves` of one class, for all sizes at IoU 0.5; `score` [D] of all."""
+    own = slice(*np.searchsorted(matches.label, [label, label + 1]))
+    hits, counted = matches.hits[own, 0, 0], matches.counted[own, 0, 0]
+    positives = int((matches.sought[:, 0] & (matches.truth_label == label)).sum())
+    return score_curves(score[own][counted], hits[counted], positives, thresholds)
 
 
 def all_curves(matches: Matches, score: np.ndarray, names: list[str]) -> dict[str, Any]:
     """The figure `curves`; `score` [D]."""
     precision = precision_curves(matches)
-    hits, counted, wanted = matches.hits[:, 0, 0], matches.counted[:, 0, 0], matches.sought[:, 0]
+    hits, counted = matches.hits[:, 0, 0], matches.counted[:, 0, 0]
     by_class = {}
     for label, name in enumerate(names):
-        own = counted & (matches.label == label)
-        positives = int((wanted & (matches.truth_label == label)).sum())
-        rates = score_curves(score[own], hits[own], positives, GRID)
+        rates = class_curves(matches, score, label, GRID)
         by_class[name] = {"precision": precision[0, :, label], "score": GRID, **rates}
     mean = {
         "0.50": over_classes(precision[0]),
         "0.75": over_classes(precision[5]),
         "mean": over_classes(precision.mean(axis=0)),
     }
-    rates = score_curves(score[counted], hits[counted], int(wanted.sum()), GRID)
+    rates = score_curves(score[counted], hits[counted], int(matches.sought[:, 0].sum()), GRID)
     return {"recall": LEVELS, "precision": mean, "by_class": by_class, "score": GRID, **rates}
 
 

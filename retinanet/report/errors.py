@@ -38,7 +38,7 @@ def find_errors(seen: Seen, boxes: np.ndarray, kept: np.ndarray) -> Errors:
     hits, counted = judge(boxes, seen.ignored, seen.outside)
     hits, alarm = hits & kept, counted & ~hits & kept
     related = alarm[seen.pairs.detection] & ~seen.ignored[seen.pairs.box]
-    same = seen.label[seen.pairs.detection] == seen.annotations.labels[seen.pairs.box]
+    same = seen.same_class
     own, own_iou = _nearest(seen.pairs_where(related & same), len(kept))
     other, other_iou = _nearest(seen.pairs_where(related & ~same), len(kept))
     cases = {

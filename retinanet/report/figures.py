@@ -11,7 +11,7 @@ import numpy as np
 
 from retinanet.data.annotations import Annotations
 from retinanet.evaluation.coco import NAMES
-from retinanet.report.curves import all_curves, calibration, score_curves
+from retinanet.report.curves import all_curves, calibration, class_curves
 from retinanet.report.errors import confusion, costs, find_errors, list_findings
 from retinanet.report.intervals import interval, numbers, over_classes, resample
 from retinanet.report.matches import Matches, Seen, find_matches
@@ -94,13 +94,10 @@ def _classes(
     matches: Matches, score: np.ndarray, per_class: dict[str, dict[str, Any]], spread: np.ndarray
 ) -> list[dict[str, Any]]:
     """The figure `classes`; `spread` [S, K] are the resamples' APs."""
-    hits, counted, wanted = matches.hits[:, 0, 0], matches.counted[:, 0, 0], matches.sought[:, 0]
     result = []
     for label, (name, row) in enumerate(per_class.items()):
-        own = counted & (matches.label == label)
-        positives = int((wanted & (matches.truth_label == label)).sum())
         threshold = np.inf if row["threshold"] is None else row["threshold"]
-        rates = score_curves(score[own], hits[own], positives, np.array([threshold]))
+        rates = class_curves(matches, score, label, np.array([threshold]))
         result.append({
             "name": name,
             **{key: row[key] for key in ("boxes", "AP")},

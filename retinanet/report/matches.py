@@ -54,6 +54,16 @@ class Seen:
         outside, other = ((area < smallest) | (area > largest) for area in (self.area, self.annotations.areas))
         return outside, other | self.annotations.crowd
 
+    @property
+    def same_class(self) -> np.ndarray:
+        """Which of the `pairs` are of one class, [P] bool."""
+        return self.label[self.pairs.detection] == self.annotations.labels[self.pairs.box]
+
+    @property
+    def rank(self) -> np.ndarray:
+        """How many of its image and class have a better score, [D]."""
+        return ranks(self.score, self.image * self.classes + self.label)
+
     def pairs_where(self, kept: np.ndarray) -> Pairs:
         return Pairs(*(column[kept] for column in self.pairs))
 
@@ -88,8 +98,7 @@ class Matches:
 def find_matches(seen: Seen) -> tuple[Matches, np.ndarray]:
     """COCOeval's matches within each class; and the box [D] that each detection found at IoU 0.5, of whatever size."""
     truth = seen.annotations
-    pairs = seen.pairs_where((seen.label[seen.pairs.detection] == truth.labels[seen.pairs.box]) & (seen.pairs.iou >= IOUS[0]))
-    rank = ranks(seen.score, seen.image * seen.classes + seen.label)
+    pairs, rank = seen.pairs_where(seen.same_class & (seen.pairs.iou >= IOUS[0])), seen.rank
     hits, counted = np.zeros((2, len(rank), len(AREAS), len(IOUS)), bool)
     sought = np.zeros((len(truth.labels), len(AREAS)), bool)
     boxes = np.empty(0)
