@@ -1,5 +1,6 @@
 """What differs between one process and many (torchrun), in one place. With one process every function is a no-op."""
 
+import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,9 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
         chosen = torch.device("cuda", local_rank if chosen.index is None else chosen.index)
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        # DDP imports it, and imported while a group exists, it keeps that group for ever: gloo's threads then outlive the
+        # interpreter, and can abort the process at its end.
+        importlib.import_module("torch._dynamo")
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         store, number, size = next(dist.rendezvous("env://"))
         start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} with {size}"

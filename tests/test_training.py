@@ -433,6 +433,37 @@ def test_two_ranks_give_the_gradient_and_the_metrics_of_one_process(make_coco: M
     assert sorted(map(key, results[0])) == sorted(map(key, results[1]))
 
 
+LEAVES_THE_GROUP = """
+import os, sys
+from pathlib import Path
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from retinanet.distributed import process_group
+
+def threads():
+    return {comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")}
+
+def step():
+    DistributedDataParallel(torch.nn.Linear(2, 1))(torch.ones(1, 2)).sum().backward()
+
+with process_group("cpu"):
+    step()
+    assert any("gloo" in name for name in threads()), threads()  # or the check below would see nothing
+left = [name for name in threads() if "gloo" in name]
+sys.exit(f"left running: {left}" if left else 0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads are read from /proc")
+def test_no_thread_of_gloo_outlives_the_group(tmp_path: Path) -> None:
+    # one that does may let go of a tensor while the interpreter is taken down, which aborts the process
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES_THE_GROUP)
+    done = _run_tool(str(script), ranks=2)
+    assert done.returncode == 0, done.stderr
+
+
 def _real_config(real_data: Path, real_weights: Path, tmp_path: Path, **train_settings: Any) -> Path:
     """coco_mini with the pretrained ResNet-18, as a user would write it."""
     backbone = tmp_path / "resnet18.pth"
