@@ -109,6 +109,19 @@ def summarize(row: Row, peer: Sequence[float], ours: Sequence[float]) -> Row:
     return row
 
 
+def measured(measure: str, options: Options) -> list[Row]:
+    """The rows of the module `measure`."""
+    module = import_module(f"benchmarks.{measure}")
+    return run_cases(measure, options) if hasattr(module, "cases") else module.measure(options)
+
+
+def measured_apart(measure: str, options: Options) -> list[Row]:
+    """The rows of a measure, taken in a process of its own: what one leaves in the allocator changes the times of the next
+    (memory that is there already costs nothing, and fresh pages half of some calls)."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measured, measure, options).result()
+
+
 def run_cases(measure: str, options: Options) -> list[Row]:
     """Rows of each of our variants against each peer, for the cases of the module `measure`."""
     module, rows = import_module(f"benchmarks.{measure}"), []

@@ -23,13 +23,11 @@ examples:
 
 import argparse
 import sys
-from importlib import import_module
 from pathlib import Path
 
 from retinanet.errors import UserError, command_line
 
-TIMED = ("inference", "training", "loss", "postprocess", "data", "evaluation")
-PARTS = (*TIMED, "startup")
+PARTS = ("inference", "training", "loss", "postprocess", "data", "evaluation", "startup")
 TRAININGS = ("time_to_ap", "accuracy")
 
 
@@ -54,7 +52,7 @@ def main() -> int:
     sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is not installed
     from benchmarks.machine import header
     from benchmarks.report import header_text, table, write_chart, write_report
-    from benchmarks.timing import Options, Row, run_cases
+    from benchmarks.timing import Options, Row, measured, measured_apart
     from retinanet.precision import choose_device
 
     options = Options(
@@ -71,7 +69,7 @@ def main() -> int:
     head = header(options.device)
     rows: list[Row] = []
     for name in PARTS if args.name == "all" else (args.name,):
-        rows += run_cases(name, options) if name in TIMED else import_module(f"benchmarks.{name}").measure(options)
+        rows += measured_apart(name, options) if args.name == "all" else measured(name, options)
         if args.json is not None:
             write_report(args.json, head, rows)  # after each, so that an interruption costs one measure
     print(f"\n{header_text(head)}\n\n{table(rows)}")
