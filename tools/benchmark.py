@@ -8,7 +8,7 @@ measures: what is timed, each variant in turns with the peer's, and compared in 
   data           JPEG files to the model's input    --size, in pixels
   evaluation     COCO's twelve numbers              --size, in images
   startup        the tools' command lines
-  all            the above: about 26 minutes on two cores
+  all            the above: about 21 minutes on two cores
 apart
   memory         of loading processes               --size, in annotations
   time_to_ap     CONFIG [key.sub=value ...]         two trainings until --target; the peer's --limit times as long at most
