@@ -480,6 +480,11 @@ def test_the_tool_writes_it_for_results_of_any_detector(run_tool: Run, annotatio
     outcome = evaluate(run_tool, annotations, tmp_path, "--images", annotations.image_dir)
     assert "could not be read" not in outcome.out
     assert content_of(tmp_path / "report")["gallery"][0]["picture"]
+    (tmp_path / "report").rename(tmp_path / "before")
+    (tmp_path / "report").touch()
+    outcome = evaluate(run_tool, annotations, tmp_path)
+    assert "report: File exists" in mistake(outcome)
+    assert "AP" not in outcome.out  # found before anything is measured
     assert "--images goes with --detections" in mistake(run_tool("evaluate", "--weights", "a.pt", "--images", "b"))
 
 

@@ -64,6 +64,8 @@ def evaluate_results(args: argparse.Namespace) -> int:
     from retinanet.report.write import write_report
     from retinanet.results import write_json
 
+    for wanted in filter(None, (args.out, args.report)):  # one that cannot be written is found before the work, not after it
+        wanted.mkdir(parents=True, exist_ok=True)
     truth = load_coco(args.annotations, args.images or args.annotations.parent)
     metrics = evaluate_rows(rows := read_results(args.detections, truth), truth)
     print(metrics_table(metrics))
@@ -102,7 +104,7 @@ def evaluate_weights(weights: str, config_file: str | None, overrides: list[str]
             raise UserError(f"data.{name} is not set: name a CONFIG, or data.{name}.path=...")
         run = Path("runs", weights) if weights in ZOO else Path(weights).parent
         folder = args.out or run / "evaluation"
-        for wanted in (folder, args.report or folder):  # one that cannot be written is found before the work, not after it
+        for wanted in (folder, args.report or folder):  # as above
             wanted.mkdir(parents=True, exist_ok=True)
         checkpoint.config = config
         for note in notes:
