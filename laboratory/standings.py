@@ -111,7 +111,8 @@ def standings_chart(path: Path, lines: Sequence[Standing]) -> None:
     ours.set_xlim(0, 1.1 * max([10.0, *(100 * line.ap.high for line in shown if line.ap)]))
     ranges = np.array([line.ap or (0.0, 0.0, 0.0) for line in shown]) * 100  # [rows, 3]
     mean, low, high = ranges.T
-    ours.barh(names, mean, xerr=[mean - low, high - mean], color=tint, capsize=3)
+    alone = np.array([line.runs < 2 for line in shown])  # one seed has no range to draw
+    ours.barh(names, mean, xerr=np.where(alone, np.nan, [mean - low, high - mean]), color=tint, capsize=3)
     for n, line in enumerate(shown):
         if line.ap is None:
             ours.text(0.5, n, "diverged" if line.runs else "not run yet", va="center", fontsize=8)
