@@ -28,9 +28,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="default: evaluation/ beside the checkpoint, or in runs/<name in the zoo>/")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
     args = parser.parse_intermixed_args()
-    configs = [text for text in args.settings if "=" not in text]
-    if len(configs) > 1:
-        raise UserError(f"one config at most, got {', '.join(configs)}")
+    from retinanet.config import split_settings
+
+    config, overrides = split_settings(args.settings)
     if (args.weights is None) == (args.detections is None):
         raise UserError("give either --weights or --detections (with --annotations)")
     if args.detections is not None:
@@ -44,10 +44,9 @@ def main() -> int:
     if args.annotations is not None or args.images is not None:
         which = "images" if args.annotations is None else "annotations"
         raise UserError(f"--{which} goes with --detections; with --weights say data.val.path=... data.val.annotations=...")
-    overrides = [text for text in args.settings if "=" in text]
     if args.save_thresholds and not Path(args.weights).is_file():
         raise UserError(f"--save-thresholds needs a checkpoint's file to keep them in, not '{args.weights}'")
-    metrics = evaluate_weights(args.weights, configs[0] if configs else None, overrides, args)
+    metrics = evaluate_weights(args.weights, config, overrides, args)
     if args.save_thresholds and metrics:  # on the main rank
         from retinanet.checkpoint import save_thresholds
         from retinanet.evaluation.coco import best_thresholds

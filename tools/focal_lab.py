@@ -65,18 +65,15 @@ def distribution(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     for name, least in (("images", 1), ("hardest", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: expected {least} or more")
-    configs = [text for text in args.settings if "=" not in text]
-    if len(configs) > 1:
-        raise UserError(f"one config at most, got {', '.join(configs)}")
 
     from laboratory.examination import examine_weights, write_findings
-    from retinanet.config import config_for_inference, load_config
+    from retinanet.config import config_for_inference, load_config, split_settings
     from retinanet.precision import choose_device
     from retinanet.weights.zoo import load_weights
 
+    config, overrides = split_settings(args.settings)
     device, checkpoint = choose_device(args.device), load_weights(args.weights)
-    given = load_config(configs[0]) if configs else None
-    overrides = [text for text in args.settings if "=" in text]
+    given = load_config(config) if config else None
     checkpoint.config, notes = config_for_inference(checkpoint.config, given, overrides)
     print(*notes, sep="\n", end="\n" if notes else "")
     args.out.mkdir(parents=True, exist_ok=True)  # one that cannot be written is found before the work, not after it

@@ -10,6 +10,7 @@ from retinanet.config.load import parse_config as parse_config
 from retinanet.config.load import save_config as save_config
 from retinanet.config.load import scale_to_batch as scale_to_batch
 from retinanet.config.load import set_key as set_key
+from retinanet.config.load import split_settings as split_settings
 from retinanet.config.schema import AnchorConfig as AnchorConfig
 from retinanet.config.schema import AugmentConfig as AugmentConfig
 from retinanet.config.schema import Backbone as Backbone

@@ -69,6 +69,14 @@ def save_config(config: Config, path: Path) -> None:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
+def split_settings(settings: list[str]) -> tuple[str | None, list[str]]:
+    """The one config file of a command line, if there is one, and its key.sub=value."""
+    files = [text for text in settings if "=" not in text]
+    if len(files) > 1:
+        raise UserError(f"one config at most, got {', '.join(files)}")
+    return files[0] if files else None, [text for text in settings if "=" in text]
+
+
 def config_for_inference(trained: Config, config: Config | None, overrides: list[str]) -> tuple[Config, list[str]]:
     """What evaluate and predict go by: `model`, `input` and `postprocess` of the checkpoint, `data` and `evaluation` of
     the config if there is one, and over both what is given by hand. Also returns a note for each difference.
