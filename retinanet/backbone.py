@@ -13,8 +13,6 @@ from retinanet.bounded import check_unfolding
 from retinanet.download import download
 from retinanet.errors import UserError, import_torchvision
 
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")  # layer1 makes C2, ... layer4 C5
-
 
 class FrozenBatchNorm2d(nn.Module):
     """BatchNorm whose statistics and affine part are constants: a scale and a shift per channel.

@@ -64,13 +64,8 @@ def write_detections(path: Path, rows: np.ndarray, file_names: dict[int, str], n
     write_entries(path, (entry for block in blocks for entry in block))
 
 
-def read_detections(path: Path) -> np.ndarray:
-    """Rows [D, 7] of a COCO results file, of any detector. Raises `UserError` naming file and entry."""
-    return entry_rows(read_entries(path), path)
-
-
 def entry_rows(entries: list[Any], path: Path) -> np.ndarray:
-    """Rows [D, 7] of what `read_entries` found in the file `path`."""
+    """Rows [D, 7] of what `read_entries` found in the file `path`. Raises `UserError` naming file and entry."""
     return np.array([_row(entry, n, path) for n, entry in enumerate(entries)]).reshape(-1, COLUMNS)
 
 

@@ -12,7 +12,7 @@ from test_report_figures import Box, data_set, detections
 from retinanet.data.annotations import Annotations
 from retinanet.evaluation.coco import NAMES, evaluate_rows
 from retinanet.report.compare import compare_reports, comparison_page, comparison_text, read_report
-from retinanet.report.figures import figures_of, write_figures
+from retinanet.report.figures import build_figures, write_figures
 from retinanet.report.matches import Seen, find_matches, write_matches
 from retinanet.structures import Category
 
@@ -24,7 +24,7 @@ def report(folder: Path, truth: Annotations, rows: np.ndarray, *, matches: bool 
     folder.mkdir(parents=True)
     seen = Seen(rows, truth)
     found, boxes = find_matches(seen)
-    write_figures(figures_of(seen, found, boxes, evaluate_rows(rows, truth), title=folder.name, samples=100), folder)
+    write_figures(build_figures(seen, found, boxes, evaluate_rows(rows, truth), title=folder.name, samples=100), folder)
     if matches:
         write_matches(folder / "matches.npz", found)
     return folder

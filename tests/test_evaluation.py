@@ -28,7 +28,7 @@ from retinanet.errors import UserError
 from retinanet.evaluation.coco import NAMES, Engine, best_thresholds, choose_evaluator, evaluate_rows, metrics_table
 from retinanet.evaluation.run import Evaluation, evaluate_model, map_categories, read_results
 from retinanet.postprocess import Postprocessor
-from retinanet.results import COLUMNS, read_detections, write_json
+from retinanet.results import COLUMNS, write_json
 from retinanet.structures import Category, Predictions, Target
 
 CATEGORIES: list[dict[str, Any]] = [{"id": 40, "name": "zebra"}, {"id": 2, "name": "bird"}, {"id": 5, "name": "cup"}]
@@ -115,7 +115,7 @@ def random_set(seed: int) -> tuple[dict[str, Any], np.ndarray]:
 def test_real_results_give_the_published_numbers(real_data: Path, engine: Engine) -> None:
     folder = real_data / "evaluation"
     truth = load_coco(folder / "instances_val2014_100.json", folder)
-    metrics = evaluate_rows(read_detections(folder / "instances_val2014_fakebbox100_results.json"), truth, engine=engine)
+    metrics = evaluate_rows(read_results(folder / "instances_val2014_fakebbox100_results.json", truth), truth, engine=engine)
     listed = {  # cocoapi's own results on its own files
         "AP": 0.504581, "AP50": 0.696973, "AP75": 0.572982, "APs": 0.585626, "APm": 0.519400, "APl": 0.501398,
         "AR1": 0.386813, "AR10": 0.593680, "AR100": 0.595353, "ARs": 0.639811, "ARm": 0.566421, "ARl": 0.564291,
@@ -139,7 +139,7 @@ def assert_same_numbers(first: dict[str, Any], second: dict[str, Any]) -> None:
 def test_both_engines_agree_on_real_results(real_data: Path) -> None:
     folder = real_data / "evaluation"
     truth = load_coco(folder / "instances_val2014_100.json", folder)
-    rows = read_detections(folder / "instances_val2014_fakebbox100_results.json")
+    rows = read_results(folder / "instances_val2014_fakebbox100_results.json", truth)
     first, second = (evaluate_rows(rows, truth, engine=engine) for engine in ENGINES)
     assert [first["evaluator"], second["evaluator"]] == ENGINES
     assert_same_numbers(first, second)

@@ -58,7 +58,8 @@ def random_set(seed: int, images: int = 12, tied: bool = False) -> tuple[list[Bo
 
 
 def figures_of(rows: np.ndarray, truth: Annotations, samples: int = 20) -> dict[str, Any]:
-    return build_figures(rows, truth, evaluate_rows(rows, truth), title="a test", samples=samples)
+    seen = Seen(rows, truth)
+    return build_figures(seen, *find_matches(seen), evaluate_rows(rows, truth), title="a test", samples=samples)
 
 
 def as_listed(values: np.ndarray, metrics: dict[str, Any]) -> None:
@@ -80,11 +81,11 @@ def test_numbers_of_images_counted_once_are_cocoevals(seed: int) -> None:
 
 def test_numbers_of_real_results_are_the_published_ones(real_data: Path) -> None:
     from retinanet.data.coco import load_coco
-    from retinanet.results import read_detections
+    from retinanet.evaluation.run import read_results
 
     folder = real_data / "evaluation"
     truth = load_coco(folder / "instances_val2014_100.json", folder)
-    rows = read_detections(folder / "instances_val2014_fakebbox100_results.json")
+    rows = read_results(folder / "instances_val2014_fakebbox100_results.json", truth)
     matches, _ = find_matches(Seen(rows, truth))
     as_listed(numbers(matches, np.ones((1, 100), np.int32))[0], evaluate_rows(rows, truth))
     assert over_classes(numbers(matches, np.ones((1, 100), np.int32)))[0, 0] == pytest.approx(0.504581, abs=1e-6)

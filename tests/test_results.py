@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retinanet.errors import UserError
-from retinanet.results import COLUMNS, read_detections, to_rows, write_detections, write_json
+from retinanet.results import COLUMNS, entry_rows, read_entries, to_rows, write_detections, write_json
 from retinanet.structures import Category, Detections
 
 CATEGORIES = (Category(3, "bird"), Category(90, "tooth brush"))
@@ -18,6 +18,10 @@ GOOD = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
 def two_detections() -> Detections:
     boxes = torch.tensor([[10.0, 20.0, 110.0, 70.0], [0.0, 0.0, 4.5, 8.25]])
     return Detections(boxes, torch.tensor([0.75, 0.5]), torch.tensor([1, 0]), CATEGORIES)
+
+
+def read_rows(path: Path) -> np.ndarray:
+    return entry_rows(read_entries(path), path)
 
 
 def test_rows_hold_corner_size_score_and_category_id() -> None:
@@ -42,7 +46,7 @@ def test_large_image_ids_survive(tmp_path: Path) -> None:
     number = 900_100_448_263
     rows = to_rows(number, two_detections())
     write_detections(tmp_path / "d.json", rows, {number: "a.jpg"}, {3: "bird", 90: "tooth brush"})
-    assert read_detections(tmp_path / "d.json")[:, 0].tolist() == [number, number]
+    assert read_rows(tmp_path / "d.json")[:, 0].tolist() == [number, number]
 
 
 def test_the_form_of_detections_json(tmp_path: Path) -> None:
@@ -75,7 +79,7 @@ def test_round_trip(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = np.column_stack([rng.integers(1, 9, 50), rng.uniform(0, 500, (50, 4)), rng.random(50), rng.choice([3, 90], 50)])
     write_detections(tmp_path / "d.json", rows, {n: f"{n}.jpg" for n in range(1, 9)}, {3: "bird", 90: "tooth brush"})
-    again = read_detections(tmp_path / "d.json")
+    again = read_rows(tmp_path / "d.json")
     np.testing.assert_array_equal(again[:, [0, 6]], rows[:, [0, 6]])
     np.testing.assert_allclose(again[:, 1:5], rows[:, 1:5], atol=0.5001e-3, rtol=0)
     np.testing.assert_allclose(again[:, 5], rows[:, 5], atol=0.5001e-6, rtol=0)
@@ -107,7 +111,7 @@ def test_rounding_is_pythons_own_and_blocks_leave_no_seam(tmp_path: Path, monkey
 def test_empty_file_of_results(tmp_path: Path) -> None:
     write_detections(tmp_path / "d.json", np.empty((0, COLUMNS)), {}, {})
     assert json.loads((tmp_path / "d.json").read_text()) == []
-    again = read_detections(tmp_path / "d.json")
+    again = read_rows(tmp_path / "d.json")
     assert again.shape == (0, COLUMNS) and again.dtype == np.float64
 
 
@@ -115,7 +119,7 @@ def test_more_keys_than_needed_are_no_fault(tmp_path: Path) -> None:
     """Other programs write `segmentation`, `id` or `area` along, and whole numbers where these are floats."""
     entry = {**GOOD, "score": 1, "segmentation": [], "id": 4, "area": 12.0}
     (tmp_path / "d.json").write_text(json.dumps([entry]))
-    np.testing.assert_array_equal(read_detections(tmp_path / "d.json"), [[1, 1, 2, 3, 4, 1, 3]])
+    np.testing.assert_array_equal(read_rows(tmp_path / "d.json"), [[1, 1, 2, 3, 4, 1, 3]])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_a_faulty_entry_is_named(tmp_path: Path, entry: object) -> None:
     with pytest.raises(
         UserError, match=r"d\.json: entry 1 needs image_id, category_id, bbox \[x, y, width, height\] and score"
     ):
-        read_detections(tmp_path / "d.json")
+        read_rows(tmp_path / "d.json")
 
 
 @pytest.mark.parametrize(
@@ -162,15 +166,15 @@ def test_a_faulty_entry_is_named(tmp_path: Path, entry: object) -> None:
 def test_a_file_of_another_kind(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "d.json").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        read_detections(tmp_path / "d.json")
+        read_rows(tmp_path / "d.json")
     assert "d.json" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json does not exist"):
-        read_detections(tmp_path / "none.json")
+        read_rows(tmp_path / "none.json")
     with pytest.raises(UserError, match="cannot be read as JSON"):
-        read_detections(tmp_path)
+        read_rows(tmp_path)
 
 
 def test_json_keeps_letters_and_writes_null(tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from retinanet.data.annotations import Annotations
 from retinanet.evaluation.coco import NAMES
 from retinanet.report.curves import all_curves, calibration, class_curves
 from retinanet.report.errors import confusion, costs, find_errors, list_findings
 from retinanet.report.intervals import interval, numbers, over_classes, resample
-from retinanet.report.matches import Matches, Seen, find_matches
+from retinanet.report.matches import Matches, Seen
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets execute (OWASP, CSV injection)
 DEFAULT_THRESHOLD = 0.5  # of a class that found nothing, and so has no best one
@@ -23,20 +22,12 @@ CROWDING = {"1 box": (1, 1), "2-4 boxes": (2, 4), "5-9 boxes": (5, 9), "10+ boxe
 
 
 def build_figures(
-    rows: np.ndarray, annotations: Annotations, metrics: dict[str, Any], *, title: str, samples: int = 200, seed: int = 0
+    seen: Seen, matches: Matches, boxes: np.ndarray, metrics: dict[str, Any], *, title: str, samples: int = 200, seed: int = 0
 ) -> dict[str, Any]:
-    """The figures of detections [D, 7] (see `retinanet.results`) against a data set; None where there is nothing to measure.
+    """The figures of detections against a data set, of what `find_matches` returned; None where there is nothing to measure.
 
     `metrics` is what `evaluate_rows` said of them. Intervals are of `samples` bootstrap resamples of the images.
     """
-    seen = Seen(rows, annotations)
-    return figures_of(seen, *find_matches(seen), metrics, title=title, samples=samples, seed=seed)
-
-
-def figures_of(
-    seen: Seen, matches: Matches, boxes: np.ndarray, metrics: dict[str, Any], *, title: str, samples: int = 200, seed: int = 0
-) -> dict[str, Any]:
-    """`build_figures` of what `find_matches` returned."""
     annotations = seen.annotations
     names = [category.name for category in annotations.categories]
     in_image = np.bincount(seen.truth_image[~annotations.crowd], minlength=matches.images)

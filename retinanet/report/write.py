@@ -7,7 +7,7 @@ import numpy as np
 
 from retinanet.data.annotations import Annotations
 from retinanet.distributed import say
-from retinanet.report.figures import figures_of, write_figures
+from retinanet.report.figures import build_figures, write_figures
 from retinanet.report.gallery import build_gallery
 from retinanet.report.matches import Seen, find_matches, write_matches
 from retinanet.report.page import render_page
@@ -23,7 +23,7 @@ def write_report(rows: np.ndarray, annotations: Annotations, metrics: dict[str, 
         say(f"note: {strange} of {len(rows)} scores lie outside 0..1: calibration and what is drawn over the score mean little")
     seen = Seen(rows, annotations)
     matches, boxes = find_matches(seen)
-    figures = figures_of(seen, matches, boxes, metrics, title=title)
+    figures = build_figures(seen, matches, boxes, metrics, title=title)
     folder.mkdir(parents=True, exist_ok=True)
     write_figures(figures, folder)
     write_matches(folder / "matches.npz", matches)
