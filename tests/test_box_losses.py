@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import ops
 
+from retinanet.criterion import OF_BOXES as BOXES
 from retinanet.losses import (
     ciou_loss,
     diou_loss,
@@ -23,15 +24,6 @@ from retinanet.losses import (
 )
 
 Loss = Callable[..., Tensor]
-
-BOXES: dict[str, Loss] = {
-    "iou": iou_loss,
-    "giou": giou_loss,
-    "diou": diou_loss,
-    "ciou": ciou_loss,
-    "eiou": eiou_loss,
-    "focal_eiou": focal_eiou_loss,
-}
 
 
 def random_boxes(count: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -130,6 +122,14 @@ def test_giou_equals_torchvision_on_degenerate_boxes_too(reduction: str) -> None
     assert disjoint.any() and not disjoint.all()
 
 
+def test_giou_gradient_equals_torchvision_in_float64() -> None:
+    boxes, targets = pairs_of_boxes()
+    ours, theirs = boxes[:100].clone().requires_grad_(), boxes[:100].double().requires_grad_()
+    giou_loss(ours, targets[:100]).sum().backward()
+    ops.generalized_box_iou_loss(theirs, targets[:100].double()).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad.float(), rtol=1e-4, atol=1e-6)
+
+
 def test_giou_gradient_is_finite_on_degenerate_and_on_equal_boxes() -> None:
     boxes, targets = pairs_of_boxes()
     for box, target in ((boxes[100:], targets[100:]), (boxes, boxes), (boxes * 0, boxes * 0), (boxes * 1e4, targets)):
@@ -204,11 +204,15 @@ def test_l1_and_smooth_l1_by_hand() -> None:
     assert smooth_l1_loss(input, target, beta=0.5).tolist() == [0, 0.25, 0.75, 3.75]  # x - 1/4
 
 
-def test_l1_and_smooth_l1_as_in_torch() -> None:
-    a, b = torch.linspace(-3, 3, 50), torch.linspace(2, -1, 50)
-    torch.testing.assert_close(l1_loss(a, b), F.l1_loss(a, b, reduction="none"))
-    torch.testing.assert_close(smooth_l1_loss(a, b), F.smooth_l1_loss(a, b, reduction="none"))  # beta 1
-    torch.testing.assert_close(smooth_l1_loss(a, b, 0.1), F.smooth_l1_loss(a, b, reduction="none", beta=0.1))
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_l1_and_smooth_l1_equal_torch(reduction: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    input, target = torch.randn(20, 4, generator=generator), torch.randn(20, 4, generator=generator)
+    torch.testing.assert_close(l1_loss(input, target, reduction=reduction), F.l1_loss(input, target, reduction=reduction))
+    for beta in (0.0, 0.1, 1.0):
+        torch.testing.assert_close(
+            smooth_l1_loss(input, target, beta, reduction), F.smooth_l1_loss(input, target, beta=beta, reduction=reduction)
+        )
 
 
 def test_focal_l1_by_hand() -> None:

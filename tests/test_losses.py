@@ -5,9 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from test_box_losses import random_boxes
 from torch import Tensor
 
 from retinanet import losses
+from retinanet.criterion import OF_BOXES, OF_DELTAS
 
 Loss = Callable[..., Tensor]
 
@@ -19,23 +21,14 @@ ON_CLASSES: dict[str, Loss] = {
 }
 
 
-ON_DELTAS: dict[str, Loss] = {name: getattr(losses, f"{name}_loss") for name in ("l1", "smooth_l1", "focal_l1")}
-
-
-ON_BOXES: dict[str, Loss] = {
-    name: getattr(losses, f"{name}_loss") for name in ("iou", "giou", "diou", "ciou", "eiou", "focal_eiou")
-}
-
-LOSSES = ON_CLASSES | ON_DELTAS | ON_BOXES
+LOSSES = ON_CLASSES | OF_DELTAS | OF_BOXES
 
 
 def example(name: str, dtype: torch.dtype = torch.float32) -> tuple[Loss, Tensor, Tensor]:
     """A loss, and 12 inputs and targets of the kind it takes."""
+    if name in OF_BOXES:
+        return LOSSES[name], random_boxes(12, 5, dtype), random_boxes(12, 6, dtype)
     generator = torch.Generator().manual_seed(1)
-    if name in ON_BOXES:
-        corner, size = torch.rand(2, 2, 12, 2, generator=generator, dtype=dtype) * 60
-        boxes = torch.cat([corner, corner + 5 + size], dim=-1)
-        return LOSSES[name], boxes[0], boxes[1]
     x = torch.randn(12, generator=generator, dtype=dtype) * 2
     return LOSSES[name], x, (torch.rand(12, generator=generator) > 0.5).to(dtype)
 
