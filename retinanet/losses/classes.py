@@ -67,11 +67,8 @@ class _FocalLossSum(torch.autograd.Function):
         total = logits.new_zeros((), dtype=torch.float32)
         for start in range(0, len(logits), rows):
             part = slice(start, start + rows)
-            x = logits[part].float()
-            loss, slope = _focal_chunk(x, labels[part], weights, gamma, room[:, : len(x)])
-            total += loss
-            if gradient is not None:
-                gradient[part] = slope
+            x, into = logits[part].float(), None if gradient is None else gradient[part]
+            total += _focal_chunk(x, labels[part], weights, gamma, room[:, : len(x)], into)
         ctx.gradient, ctx.dtype = gradient, logits.dtype
         return total
 
@@ -84,37 +81,45 @@ class _FocalLossSum(torch.autograd.Function):
         return gradient.mul_(grad_output).to(ctx.dtype), None, None, None
 
 
-def _focal_chunk(x: Tensor, labels: Tensor, weights: tuple[float, float], gamma: float, room: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum and slope [r, K] of rows `x` [r, K]: first as if all were negative, then each row's own class put right. `room`
-    [4, r, K] is written over, and the slope is a part of it.
+def _focal_chunk(
+    x: Tensor, labels: Tensor, weights: tuple[float, float], gamma: float, room: Tensor, gradient: Tensor | None
+) -> Tensor:
+    """The sum of rows `x` [r, K], and into `gradient` [r, K], if given, its slope: first as if all were negative, then each
+    row's own class put right. `room` [4, r, K] is written over.
 
     Every row is treated alike, for to ask which have a class would make the host wait for the device.
     """
-    loss, gradient = _focal_terms(x, weights[1], gamma, room)
     column, has_class, unused = (labels.clamp(min=0)[:, None], (labels >= 0)[:, None], labels == IGNORED)  # [r, 1], [r, 1], [r]
     own = -x.gather(1, column)
-    positive, rise = _focal_terms(own, weights[0], gamma, own.new_empty(4, *own.shape))
+    own_room = own.new_empty(4, *own.shape)
+    loss, positive = _focal_terms(x, weights[1], gamma, room), _focal_terms(own, weights[0], gamma, own_room)
     _clear(loss.scatter_(1, column, torch.where(has_class, positive, loss.gather(1, column))), unused)
-    _clear(gradient.scatter_(1, column, torch.where(has_class, -rise, gradient.gather(1, column))), unused)
-    return loss.sum(), gradient
+    if gradient is not None:
+        slope, rise = _focal_slope(gamma, room), _focal_slope(gamma, own_room)
+        gradient.copy_(_clear(slope.scatter_(1, column, torch.where(has_class, -rise, slope.gather(1, column))), unused))
+    return loss.sum()
 
 
-def _clear(values: Tensor, rows: Tensor) -> None:
+def _clear(values: Tensor, rows: Tensor) -> Tensor:
     """Sets `rows` [r] of `values` [r, K] to 0. On a CPU the mask may be looked at, and few rows be written instead of all."""
     if values.device.type == "cpu":
-        values.index_fill_(0, rows.nonzero()[:, 0], 0)
-    else:
-        values.masked_fill_(rows[:, None], 0)
+        return values.index_fill_(0, rows.nonzero()[:, 0], 0)
+    return values.masked_fill_(rows[:, None], 0)
 
 
-def _focal_terms(x: Tensor, weight: float, gamma: float, room: Tensor) -> tuple[Tensor, Tensor]:
-    """weight p^gamma s(x), and its derivative by x, in `room` [4, *x.shape]."""
+def _focal_terms(x: Tensor, weight: float, gamma: float, room: Tensor) -> Tensor:
+    """weight p^gamma s(x), the last of `room` [4, *x.shape]; the others are left for `_focal_slope`."""
     p, cross_entropy, factor, loss = room
     torch.sigmoid(x, out=p)
     F.softplus(x, out=cross_entropy)  # type: ignore[call-arg]  # it takes one as all elementwise functions do
     (torch.mul(p, p, out=factor) if gamma == 2 else torch.pow(p, gamma, out=factor)).mul_(weight)  # weight p^gamma
-    torch.mul(cross_entropy, factor, out=loss)
-    return loss, cross_entropy.mul_(gamma).lerp_(x.new_ones(()), p).mul_(factor)  # lerp: gamma s(x) (1 - p) + p
+    return torch.mul(cross_entropy, factor, out=loss)
+
+
+def _focal_slope(gamma: float, room: Tensor) -> Tensor:
+    """The derivative by x of what `_focal_terms` left in `room`; in its place."""
+    p, cross_entropy, factor, _ = room
+    return cross_entropy.mul_(gamma).lerp_(p.new_ones(()), p).mul_(factor)  # lerp: gamma s(x) (1 - p) + p
 
 
 def softmax_focal_loss(
