@@ -93,6 +93,12 @@ def _row(entry: Any, n: int, path: Path) -> list[float]:
     return row
 
 
+def make_folders(*folders: Path | None) -> None:
+    """Those of the results, before the work: one that cannot be written is found then, not after it."""
+    for folder in filter(None, folders):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

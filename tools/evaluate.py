@@ -61,14 +61,14 @@ def evaluate_results(args: argparse.Namespace) -> int:
     from retinanet.evaluation.coco import evaluate_rows, metrics_table
     from retinanet.evaluation.run import read_results
     from retinanet.report.write import write_report
-    from retinanet.results import write_json
+    from retinanet.results import make_folders, write_json
 
-    for wanted in filter(None, (args.out, args.report)):  # one that cannot be written is found before the work, not after it
-        wanted.mkdir(parents=True, exist_ok=True)
     truth = load_coco(args.annotations, args.images or args.annotations.parent)
-    metrics = evaluate_rows(rows := read_results(args.detections, truth), truth)
-    print(metrics_table(metrics))
+    rows = read_results(args.detections, truth)
     out = args.out or args.detections.parent / f"{args.detections.stem}_evaluation"
+    make_folders(out, args.report)
+    metrics = evaluate_rows(rows, truth)
+    print(metrics_table(metrics))
     write_json(out / "metrics.json", metrics)
     print(f"written: {out / 'metrics.json'}")
     if args.report:
@@ -87,7 +87,7 @@ def evaluate_weights(weights: str, config_file: str | None, overrides: list[str]
     from retinanet.postprocess import build_postprocessor
     from retinanet.precision import choose_precision
     from retinanet.report.write import write_report
-    from retinanet.results import write_json
+    from retinanet.results import make_folders, write_json
     from retinanet.run_setup import load_splits
     from retinanet.weights.zoo import ZOO, load_weights
 
@@ -103,8 +103,7 @@ def evaluate_weights(weights: str, config_file: str | None, overrides: list[str]
             raise UserError(f"data.{name} is not set: name a CONFIG, or data.{name}.path=...")
         run = Path("runs", weights) if weights in ZOO else Path(weights).parent
         folder = args.out or run / "evaluation"
-        for wanted in (folder, args.report or folder):  # as above
-            wanted.mkdir(parents=True, exist_ok=True)
+        make_folders(folder, args.report)
         checkpoint.config = config
         for note in notes:
             say(note)

@@ -69,6 +69,7 @@ def distribution(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from laboratory.examination import examine_weights, write_findings
     from retinanet.config import config_for_inference, load_config, split_settings
     from retinanet.precision import choose_device
+    from retinanet.results import make_folders
     from retinanet.weights.zoo import load_weights
 
     config, overrides = split_settings(args.settings)
@@ -76,7 +77,7 @@ def distribution(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     given = load_config(config) if config else None
     checkpoint.config, notes = config_for_inference(checkpoint.config, given, overrides)
     print(*notes, sep="\n", end="\n" if notes else "")
-    args.out.mkdir(parents=True, exist_ok=True)  # one that cannot be written is found before the work, not after it
+    make_folders(args.out)
     findings, annotations = examine_weights(checkpoint, device, images=args.images, seed=args.seed, hardest=args.hardest)
     write_findings(args.out, findings, annotations, about=f"{args.weights} on {annotations.source}")
     return 0
