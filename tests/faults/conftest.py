@@ -1,7 +1,6 @@
-"""Data, the run that nothing happens to, and a folder that is gone after the test."""
+"""Data, and the run that nothing happens to."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,16 @@ from conftest import draw_coco
 from faults.runs import Run, write_config
 
 
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path
-    shutil.rmtree(tmp_path)
-
-
 @pytest.fixture(scope="session")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of ten images, on which all runs that leave the data alone train."""
     folder = tmp_path_factory.mktemp("data")
-    yield write_config(folder, draw_coco(folder, n=10))
-    shutil.rmtree(folder)
+    return write_config(folder, draw_coco(folder, n=10))
 
 
 @pytest.fixture
-def make_run(config: Path, scratch: Path) -> Callable[..., Run]:
-    return lambda ranks=1: Run(config, scratch / "run", ranks)
+def make_run(config: Path, tmp_path: Path) -> Callable[..., Run]:
+    return lambda ranks=1: Run(config, tmp_path / "run", ranks)
 
 
 @pytest.fixture(scope="session")

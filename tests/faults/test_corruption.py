@@ -45,9 +45,9 @@ def damage(good: bytes, rng: random.Random) -> bytes:
 
 @seeds(short=2, long=50)
 def test_a_damaged_checkpoint_is_never_loaded_as_something_else(
-    scratch: Path, capsys: pytest.CaptureFixture[str], seed: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
-    last, previous = scratch / "last.pt", scratch / "previous.pt"
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
     save_checkpoint(previous, checkpoint(2))
     save_checkpoint(last, checkpoint(4))
     good, wanted = last.read_bytes(), {step: content(checkpoint(step)) for step in (2, 4)}
@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_never_loaded_as_something_else(
             refused += 1
             loaded = None
         capsys.readouterr()
-        found = find_checkpoint(scratch, resume=True)
+        found = find_checkpoint(tmp_path, resume=True)
         said = capsys.readouterr().out
         assert found is not None
         if loaded is None:  # the one before takes its place, and that is said

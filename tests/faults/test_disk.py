@@ -14,9 +14,9 @@ SIZE = "64m"
 
 
 @pytest.fixture
-def small_disk(scratch: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of `SIZE`."""
-    disk = scratch / "disk"
+    disk = tmp_path / "disk"
     disk.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", disk], capture_output=True, text=True, check=False
@@ -57,19 +57,19 @@ def test_a_disk_that_is_full_for_a_while(config: Path, small_disk: Path, whole: 
     assert_same_weights(run, whole)  # best.pt is not the same: its disk was full at the first validation
 
 
-def test_files_that_may_not_grow(scratch: Path, config: Path, whole: Run) -> None:
-    run = Run(config, scratch / "run")
+def test_files_that_may_not_grow(tmp_path: Path, config: Path, whole: Run) -> None:
+    run = Run(config, tmp_path / "run")
     alone = ("data.workers=0",)  # batches from other processes come in files too, of shared memory
     assert_saved_nothing_more(run, run.start(Fault("small_files_only", step=5), options=alone), 4, "File too large")
     run.finish()
     assert_same_run(run, whole)
 
 
-def test_a_folder_that_may_not_be_written_to(scratch: Path, config: Path, whole: Run) -> None:
-    if subprocess.run(["chattr", "+i", scratch], capture_output=True, check=False).returncode:
+def test_a_folder_that_may_not_be_written_to(tmp_path: Path, config: Path, whole: Run) -> None:
+    if subprocess.run(["chattr", "+i", tmp_path], capture_output=True, check=False).returncode:
         pytest.skip("needs chattr +i, that is root and a file system that has it")
-    subprocess.run(["chattr", "-i", scratch], check=True)
-    run = Run(config, scratch / "run")
+    subprocess.run(["chattr", "-i", tmp_path], check=True)
+    run = Run(config, tmp_path / "run")
     try:
         ended = run.start(Fault("make_immutable", step=5, path=str(run.folder)))
     finally:

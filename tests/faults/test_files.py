@@ -14,9 +14,9 @@ MORE_EPOCHS = "train.max_steps=30"  # six: whatever is read ahead, an image that
 
 
 @pytest.fixture
-def run(scratch: Path) -> Run:
-    """On images of its own: scratch/train/0.png ... 9.png."""
-    return Run(write_config(scratch, draw_coco(scratch, n=10), workers=2), scratch / "run")
+def run(tmp_path: Path) -> Run:
+    """On images of its own: tmp_path/train/0.png ... 9.png."""
+    return Run(write_config(tmp_path, draw_coco(tmp_path, n=10), workers=2), tmp_path / "run")
 
 
 def test_slow_files_change_nothing(make_run: type[Run], whole: Run) -> None:
@@ -25,8 +25,8 @@ def test_slow_files_change_nothing(make_run: type[Run], whole: Run) -> None:
     assert_same_run(run, whole)
 
 
-def test_files_that_go_bad_are_named_once_and_stood_in_for(run: Run, scratch: Path) -> None:
-    gone, garbled, pipe = (scratch / "train" / f"{n}.png" for n in (2, 5, 7))
+def test_files_that_go_bad_are_named_once_and_stood_in_for(run: Run, tmp_path: Path) -> None:
+    gone, garbled, pipe = (tmp_path / "train" / f"{n}.png" for n in (2, 5, 7))
     pipe.unlink()
     os.mkfifo(pipe)  # nobody writes to it: who opens it waits for ever
     ended = run.start(
@@ -38,8 +38,8 @@ def test_files_that_go_bad_are_named_once_and_stood_in_for(run: Run, scratch: Pa
     assert (run.load().training or {})["step"] == 30
 
 
-def test_too_many_bad_files_end_the_run_in_one_line(run: Run, scratch: Path) -> None:
-    bad = [scratch / "train" / f"{n}.png" for n in range(5)]  # of ten
+def test_too_many_bad_files_end_the_run_in_one_line(run: Run, tmp_path: Path) -> None:
+    bad = [tmp_path / "train" / f"{n}.png" for n in range(5)]  # of ten
     ended = run.start(*(Fault("garble", path=str(file), step=1) for file in bad), options=(MORE_EPOCHS,))
     assert ended.code == 2, ended.log
     (line,) = ended.lines("error: ")

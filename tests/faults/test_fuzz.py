@@ -164,9 +164,9 @@ def run_config(folder: Path, chosen: dict[str, Any]) -> Config:
     return parse_config(raw)
 
 
-def test_data_through_check_training_and_prediction(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_through_check_training_and_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def example(images: list[bytes], content: dict[str, Any], chosen: dict[str, Any]) -> None:
-        folder = scratch / "data"
+        folder = tmp_path / "data"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for n, picture in enumerate(images):
