@@ -327,11 +327,16 @@ def test_nothing_has_run_yet(run_tool: Run, tmp_path: Path) -> None:
     assert (tmp_path / "new" / "chart.png").exists()
 
 
+def test_settings_may_stand_behind_the_rows(run_tool: Run) -> None:
+    """As one writes them, although argparse takes all that follows `--rows` for names."""
+    assert run_tool("focal_lab", "ablation", "--table-only", "--out", "new", "--rows", "ce", "train.max_steps=2").code == 0
+
+
 @pytest.mark.slow
 def test_two_real_steps(run_tool: Run, tmp_path: Path, make_coco: Callable[..., dict[str, str]]) -> None:
     data = [f"data.{part}.{key}={value}" for part in ("train", "val") for key, value in make_coco(part).items()]
     settings = [*data, "data.workers=0", "train.max_steps=2", "train.batch_size=2", "model.fpn_channels=32"]
-    arguments = ["ablation", "--config", BASE, "--rows", "ce-no-prior", "--seeds", "1", "--out", "out", *settings]
+    arguments = ["ablation", "--config", BASE, "--out", "out", "--seeds", "1", "--rows", "ce-no-prior", *settings]
     done = run_tool("focal_lab", *arguments)
     assert done.code == 0, (done, (tmp_path / "out" / "ce-no-prior" / "seed0" / "train.log").read_text()[-2000:])
     result = read_run(tmp_path / "out" / "ce-no-prior" / "seed0")

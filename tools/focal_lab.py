@@ -101,7 +101,9 @@ def ablation(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from retinanet.interrupts import Interrupts
 
     rows = read_rows()
-    runs = plan(rows, args.rows, args.seeds, out=args.out, config=args.config, settings=args.settings)
+    names = [word for word in args.rows if "=" not in word]
+    settings = [*args.settings, *(word for word in args.rows if "=" in word)]  # those that stand behind the rows
+    runs = plan(rows, names, args.seeds, out=args.out, config=args.config, settings=settings)
     interrupts = Interrupts()
     try:
         with interrupts:
