@@ -11,8 +11,8 @@ from torch import Tensor
 from retinanet.boxes import pairwise_iou
 from retinanet.data.annotations import Annotations
 from retinanet.data.images import read_image
-from retinanet.errors import import_torchvision
 from retinanet.matcher import BACKGROUND, IGNORE
+from retinanet.torchvision_import import import_torchvision
 from retinanet.visualize import draw_boxes
 
 KINDS = ("foreground", "background", "ignored")

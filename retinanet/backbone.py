@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from retinanet.bounded import check_unfolding
 from retinanet.download import download
-from retinanet.errors import UserError, import_torchvision
+from retinanet.errors import UserError
+from retinanet.torchvision_import import import_torchvision
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -61,8 +62,7 @@ class ResNetBackbone(nn.Module):
         with_c2: bool = False,
     ) -> None:
         super().__init__()
-        torchvision = import_torchvision()  # 1.4 s: imported where it is used
-        body = getattr(torchvision.models, name)(weights=None, norm_layer=_norm_layer(norm, norm_eps))
+        body = getattr(import_torchvision().models, name)(weights=None, norm_layer=_norm_layer(norm, norm_eps))
         if stride_in_1x1:
             _move_strides(body)
         self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
@@ -120,10 +120,8 @@ def is_backbone_file(source: str) -> bool:
 
 
 def _download(name: str, version: str) -> dict[str, Tensor]:
-    import torchvision
-
     try:
-        weights = torchvision.models.get_model_weights(name)[version]
+        weights = import_torchvision().models.get_model_weights(name)[version]
     except KeyError:
         raise UserError(f"model.backbone_weights: torchvision has no {version} for {name}") from None
     cache = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]  # where torchvision keeps it too

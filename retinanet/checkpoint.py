@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from retinanet.anchors import build_anchors
 from retinanet.bounded import check_unfolding
 from retinanet.config import Config, parse_config
 from retinanet.errors import UserError
@@ -24,8 +24,18 @@ from retinanet.model import RetinaNet, build_model
 from retinanet.structures import Category, check_names
 
 FORMAT = 1
+DRAWING = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_")
 ARCHIVE_HEAD, ARCHIVE_END = b"PK\x03\x04", b"PK\x05\x06"  # torch.save writes a zip archive; its end record has 22 bytes
 SEAL = 64  # characters of a SHA-256, the archive's comment: a zip's own checksums leave out its headers
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights unset that would be drawn at random, which takes longer than reading the trained ones."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass
@@ -44,10 +54,8 @@ class Checkpoint:
 
         Raises `UserError` when the weights do not fit `config.model`.
         """
-        with torch.device("meta"):  # no random weights, which would take longer than reading the trained ones
+        with _Undrawn():
             model = build_model(self.config.model, self.config.input, trained_backbone=False)
-        model = model.to_empty(device="cpu")
-        model.anchor_generator = build_anchors(self.config.model.anchors)  # follows from the config: is in no checkpoint
         try:
             model.load_state_dict(self.ema or self.model)
         except RuntimeError as error:  # its lines list the differences, below a heading

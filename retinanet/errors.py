@@ -7,8 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from importlib import metadata
-from typing import Any
 
 # What the outside of the program does to a file: --out names a file, a folder is read-only, the disk is full.
 MENDABLE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
@@ -38,20 +36,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x' or 'y'?"` for the known names nearest to `name`; empty when none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-
-
-def import_torchvision() -> Any:
-    """torchvision. Raises `UserError` with the versions and the cure when it was built for another torch."""
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):  # operator torchvision::nms does not exist
-            raise
-        versions = " and ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision"))
-        raise UserError(
-            f"{versions} are not built for each other ({error}); mend it with: pip install --upgrade torch torchvision"
-        ) from None
-    return torchvision
 
 
 def command_line(main: Callable[[], int | None]) -> Callable[[], None]:

@@ -14,7 +14,7 @@ import retinanet
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "retinanet"
 FLOORS = [
-    {"errors", "config", "structures", "boxes", "bounded", "download", "distributed", "precision"},
+    {"errors", "torchvision_import", "config", "structures", "boxes", "bounded", "download", "distributed", "precision"},
     {"anchors", "matcher", "losses", "backbone", "fpn", "head", "optimizer"},
     {"model", "criterion", "postprocess", "data"},
     {

@@ -89,7 +89,9 @@ def leaves(tree: Any) -> list[Any]:
 
 def test_build_gives_the_model_in_eval_mode(tmp_path: Path, checkpoint: Checkpoint) -> None:
     save_checkpoint(tmp_path / "best.pt", checkpoint)
+    before = torch.get_rng_state()
     model = load_checkpoint(tmp_path / "best.pt").build()
+    assert torch.equal(torch.get_rng_state(), before)  # no weight was drawn that is then thrown away
     assert not model.training
     assert model.mean.flatten().tolist() == [1, 2, 3]
     assert all(torch.equal(value, checkpoint.model[key]) for key, value in model.state_dict().items())

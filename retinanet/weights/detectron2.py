@@ -6,17 +6,7 @@ from torch import Tensor
 
 from retinanet.errors import UserError
 from retinanet.structures import Category
-from retinanet.weights.layout import (
-    COCO_CATEGORIES,
-    NUM_ANCHORS,
-    Imported,
-    check_classes,
-    check_mark,
-    permute_anchors,
-    read_architecture,
-    rename,
-    translate,
-)
+from retinanet.weights import layout
 
 # Their anchors of a cell run over sizes first, ours over ratios: ours at r * 3 + s is theirs at s * 3 + r.
 RATIO_MAJOR = [s * 3 + r for r in range(3) for s in range(3)]
@@ -51,22 +41,22 @@ IGNORED = r"(anchor_generator\.|pixel_).*|.*\.num_batches_tracked"
 
 
 def import_detectron2_state(
-    state: dict[str, Tensor], *, categories: tuple[Category, ...] = COCO_CATEGORIES, bn_eps: float = 1e-5
-) -> Imported:
+    state: dict[str, Tensor], *, categories: tuple[Category, ...] = layout.COCO_CATEGORIES, bn_eps: float = 1e-5
+) -> layout.Imported:
     """A detectron2 RetinaNet with an MSRA ResNet, as all of its model zoo: stride in the 1x1 convolutions, BGR, std 1.
 
     A state dict cannot tell these apart from other settings. Raises `UserError`.
     """
-    check_mark(state, "detectron2")
-    ours, moved, left = rename(state, lambda key: translate(key, NAMES), IGNORED)
-    check_classes(ours, categories)
-    model = {**MODEL, **read_architecture(ours), "norm_eps": bn_eps}
+    layout.check_mark(state, "detectron2")
+    ours, moved, left = layout.rename(state, lambda key: layout.translate(key, NAMES), IGNORED)
+    layout.check_classes(ours, categories)
+    model = {**MODEL, **layout.read_architecture(ours), "norm_eps": bn_eps}
     stem = ours.get("backbone.conv1.weight")
     if stem is not None and stem.ndim == 4:
         ours["backbone.conv1.weight"] = stem.flip(1)  # BGR to RGB
     for key, value in ours.items():
         if ".final." in key:
-            if not value.ndim or len(value) % NUM_ANCHORS:
-                raise UserError(f"its box output is no convolution for {NUM_ANCHORS} anchors in a cell")
-            ours[key] = permute_anchors(value, RATIO_MAJOR)
-    return Imported(ours, {**GEOMETRY, "model": model}, categories, moved, left)
+            if not value.ndim or len(value) % layout.NUM_ANCHORS:
+                raise UserError(f"its box output is no convolution for {layout.NUM_ANCHORS} anchors in a cell")
+            ours[key] = layout.permute_anchors(value, RATIO_MAJOR)
+    return layout.Imported(ours, {**GEOMETRY, "model": model}, categories, moved, left)

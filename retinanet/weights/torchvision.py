@@ -10,17 +10,7 @@ from retinanet.checkpoint import Checkpoint
 from retinanet.config import Config, differences, parse_config
 from retinanet.errors import UserError
 from retinanet.structures import Category
-from retinanet.weights.layout import (
-    COCO_CATEGORIES,
-    NUM_ANCHORS,
-    Imported,
-    check_mark,
-    class_slots,
-    coco_hint,
-    read_architecture,
-    rename,
-    translate,
-)
+from retinanet.weights import layout
 
 UNUSED_BIAS = -20.0  # of class slots that no class has: a score of 2e-9
 MOST_SLOTS = 10_000
@@ -62,31 +52,31 @@ NAMES = (  # ours, theirs
 
 
 def import_torchvision_state(
-    state: dict[str, Tensor], *, categories: Sequence[Category] = COCO_CATEGORIES, bn_eps: float = 1e-5
-) -> Imported:
+    state: dict[str, Tensor], *, categories: Sequence[Category] = layout.COCO_CATEGORIES, bn_eps: float = 1e-5
+) -> layout.Imported:
     """A torchvision state dict, of either key layout of version 1 or of version 2. Raises `UserError`.
 
     Its class slots are numbered by category id: those of `categories` are kept. `bn_eps` is the BatchNorm's, which a
     state dict cannot tell.
     """
-    check_mark(state, "torchvision")
+    layout.check_mark(state, "torchvision")
     step = NORMED_STEP if "head.classification_head.conv.0.1.weight" in state else PLAIN_STEP
-    ours, moved, left = rename(state, lambda key: _our_name(key, step))
-    slots, ids = class_slots(ours), [category.id for category in categories]
+    ours, moved, left = layout.rename(state, lambda key: _our_name(key, step))
+    slots, ids = layout.class_slots(ours), [category.id for category in categories]
     if slots != max(ids) + 1:
-        raise UserError(f"it has {slots - 1} classes and background, but {max(ids)} are named{coco_hint(categories)}")
+        raise UserError(f"it has {slots - 1} classes and background, but {max(ids)} are named{layout.coco_hint(categories)}")
     for key in ("cls_subnet.final.weight", "cls_subnet.final.bias"):
         value = ours[key]
-        ours[key] = value.unflatten(0, (NUM_ANCHORS, slots))[:, ids].flatten(0, 1)
+        ours[key] = value.unflatten(0, (layout.NUM_ANCHORS, slots))[:, ids].flatten(0, 1)
     counted = any(key.endswith("num_batches_tracked") for key in state)
     model = {
-        **read_architecture(ours),
+        **layout.read_architecture(ours),
         "norm": "batch" if counted else "frozen",
         "norm_eps": bn_eps,
         "anchors": ANCHORS,
     }
     loss = {"box_loss": "giou"} if step == NORMED_STEP else {}  # what version 2 goes on training with
-    return Imported(ours, {**GEOMETRY, "model": model, "loss": loss}, tuple(categories), moved, left)
+    return layout.Imported(ours, {**GEOMETRY, "model": model, "loss": loss}, tuple(categories), moved, left)
 
 
 def export_torchvision_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -107,8 +97,8 @@ def export_torchvision_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
             continue
         if name.startswith("cls_subnet.final."):
             unused = UNUSED_BIAS if name.endswith("bias") else 0.0
-            spread = value.new_full((NUM_ANCHORS, slots, *value.shape[1:]), unused)
-            spread[:, ids] = value.unflatten(0, (NUM_ANCHORS, len(ids)))
+            spread = value.new_full((layout.NUM_ANCHORS, slots, *value.shape[1:]), unused)
+            spread[:, ids] = value.unflatten(0, (layout.NUM_ANCHORS, len(ids)))
             state[_their_name(name, step)] = spread.flatten(0, 1)
         else:
             state[_their_name(name, step)] = value
@@ -138,11 +128,11 @@ def _our_name(key: str, step: int) -> str:
     # The older layout of version 1 has a level less: inner_blocks.0.weight, and in the heads conv.0, 2, 4, 6.
     key = re.sub(r"(_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", key)
     key = re.sub(r"(_head\.conv)\.([0246])\.(weight|bias)$", lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", key)
-    key = translate(key, ((theirs, ours) for ours, theirs in NAMES))
+    key = layout.translate(key, ((theirs, ours) for ours, theirs in NAMES))
     return re.sub(r"(_subnet\.convs)\.(\d+)\.([01])\.", lambda m: f"{m[1]}.{int(m[2]) * step + int(m[3])}.", key)
 
 
 def _their_name(key: str, step: int) -> str:
     """Our name to theirs, in the newer layout."""
     key = re.sub(r"(_subnet\.convs)\.(\d+)\.", lambda m: f"{m[1]}.{int(m[2]) // step}.{int(m[2]) % step}.", key)
-    return translate(key, NAMES)
+    return layout.translate(key, NAMES)
