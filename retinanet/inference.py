@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from retinanet.backbone import FrozenBatchNorm2d
 from retinanet.criterion import LossSums, RetinaNetLoss
@@ -23,20 +24,22 @@ def prepare(model: nn.Module, precision: str = "fp32", *, compile: bool = False)
     """
     if not isinstance(model, RetinaNet):
         return model
-    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    fast = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()}).eval()  # those are copied below
     _fold_norms(fast)
     for module in fast.modules():
-        if isinstance(module, nn.Conv2d | nn.GroupNorm):  # not mean, std and anchors: a bf16 number has 8 bits
-            module.to(DTYPES[precision])
-    fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name, weight in list(module.named_parameters(recurse=False)):  # not mean, std, anchors: a bf16 number has 8 bits
+            layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+            value = weight.detach().to(DTYPES[precision], copy=True, memory_format=layout)
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
     return torch.compile(fast) if compile else fast  # type: ignore[return-value]
 
 
 def _fold_norms(model: nn.Module) -> None:
     for parent in list(model.modules()):
-        for (first, conv), (second, norm) in pairwise(list(parent.named_children())):
+        for (_, conv), (second, norm) in pairwise(list(parent.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d | nn.modules.batchnorm._BatchNorm):
-                setattr(parent, first, fuse_conv_bn_eval(conv, norm))  # type: ignore[arg-type]
+                statistics: Any = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
                 setattr(parent, second, nn.Identity())
 
 

@@ -84,10 +84,12 @@ def test_bf16_reaches_the_convolutions_and_nothing_else() -> None:
     assert 0 < error < 0.05  # 2^-9 by rounding in each of some 25 layers: 25^0.5 * 2^-9 is 1 %
 
 
-def test_the_model_itself_is_left_alone() -> None:
-    model = lively("batch")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_model_itself_is_left_alone(precision: str) -> None:
+    """Also where it has the format and the layout already that it is copied to."""
+    model = lively("batch").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     before = copy.deepcopy(model.state_dict())
-    fast = prepare(model, "bf16")
+    fast = prepare(model, precision)
     fast(images(), SIZES)
     with torch.no_grad():
         for values in fast.parameters():
