@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -9,8 +10,7 @@ from torch import Tensor
 from retinanet.boxes import clip_boxes, decode_boxes, pairwise_iou, rescale_boxes
 from retinanet.config import PostprocessConfig
 from retinanet.structures import Category, Detections, Predictions
-
-FIRST_TRIED = 1024  # candidates that NMS sees at first
+from retinanet.torchvision_import import import_torchvision
 
 
 class Postprocessor:
@@ -52,7 +52,8 @@ class Postprocessor:
             valid = self._valid(boxes)
         else:  # what is empty shows only once it is clipped
             valid = boxes.isfinite().all(dim=1)
-        boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
+        valid = valid.nonzero()[:, 0]
+        boxes, scores, labels = (values.index_select(0, valid) for values in (boxes, scores, labels))
         kept, scores = self._suppress(boxes, scores, labels)
         boxes, labels = rescale_boxes(boxes[kept], size, original), labels[kept]
         if self.clip == "after_nms":
@@ -69,32 +70,34 @@ class Postprocessor:
 
     def _candidates(self, predictions: Predictions, image: int) -> tuple[Tensor, Tensor, Tensor]:
         """The best (anchor, class) pairs of each level above the threshold: boxes [C, 4], scores [C], labels [C]."""
-        parts = []
+        logits, sizes = predictions.cls_logits[image], predictions.level_sizes
         least = _logit(self.score_threshold) - 1e-3  # a little lower: rounding may not cost a candidate
-        levels = zip(
-            predictions.cls_logits[image].split(predictions.level_sizes),
-            predictions.box_deltas[image].split(predictions.level_sizes),
-            predictions.anchors.split(predictions.level_sizes),
-            strict=True,
-        )
-        for logits, deltas, anchors in levels:
-            # Few anchors have any class above the threshold: their best logit tells, without a sigmoid over all [r, K].
-            best = logits.amax(dim=1).float()
-            rows = (~(best <= least)).nonzero()[:, 0]  # also one with a NaN: its others may do
-            if len(rows) > self.topk_per_level:  # the best pairs are of the anchors with the best best logits
-                best = best[rows]
-                most = self.topk_per_level + int(best.isnan().sum())
-                rows = rows[best.topk(min(most, len(rows))).indices.sort().values]
-            theirs = logits.index_select(0, rows).float()  # [rows, K]; indexing takes five times as long
-            row, label = (theirs > least).nonzero(as_tuple=True)  # NaN is not above anything
-            scores = theirs[row, label].sigmoid()
-            above = int((scores > self.score_threshold).sum())
-            scores, order = scores.topk(min(self.topk_per_level, above))
-            anchor, label = rows[row[order]], label[order]
-            boxes = decode_boxes(deltas[anchor].float(), anchors[anchor], clamp_shrinking=self.clamp_shrinking)
-            parts.append((boxes, scores, label))
-        boxes, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        return boxes, scores, labels
+        # Few anchors have any class above the threshold: their best logit tells, without a sigmoid over all [R, K].
+        best = logits.amax(dim=1).float()
+        rows = (~(best <= least)).nonzero()[:, 0]  # also one with a NaN: its others may do
+        rows = rows[self._best(best[rows], rows, sizes)]  # the best pairs are of the anchors with the best best logits
+        theirs = logits.index_select(0, rows).float()  # [rows, K]; indexing takes five times as long
+        row, label = (theirs > least).nonzero(as_tuple=True)  # NaN is not above anything
+        anchor, scores = rows[row], theirs[row, label].sigmoid()
+        above = (scores > self.score_threshold).nonzero()[:, 0]
+        above = above[self._best(scores[above], anchor[above], sizes)]
+        anchor, scores, label = anchor[above], scores[above], label[above]
+        deltas = predictions.box_deltas[image].index_select(0, anchor).float()
+        boxes = decode_boxes(deltas, predictions.anchors.index_select(0, anchor), clamp_shrinking=self.clamp_shrinking)
+        return boxes, scores, label
+
+    def _best(self, values: Tensor, anchors: Tensor, level_sizes: Sequence[int]) -> Tensor:
+        """Indices, ascending, of those among the `topk_per_level` largest `values` [N] of their level, and of all NaN.
+        `anchors` [N] they belong to, which ascend."""
+        ends = torch.tensor(level_sizes, device=anchors.device).cumsum(0)
+        bounds = [0, *torch.searchsorted(anchors, ends).tolist()]
+        kept = [torch.arange(begin, end, device=anchors.device) for begin, end in pairwise(bounds)]
+        for level, some in enumerate(kept):
+            if len(some) > self.topk_per_level:
+                mine = values[some]
+                most = min(len(some), self.topk_per_level + int(mine.isnan().sum()))
+                kept[level] = some[mine.topk(most).indices.sort().values]
+        return torch.cat(kept)
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of the kept boxes, best first, and their scores."""
@@ -111,16 +114,15 @@ def _logit(score: float) -> float:
 def hard_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, max_detections: int) -> tuple[Tensor, Tensor]:
     """Greedy NMS within each group. Returns indices and scores, best first, at most `max_detections`.
 
-    What survives among the best n depends on these n alone, so that most images need no more than the first thousand
-    candidates. Groups are kept apart by shifting them; in float64, for in float32 the shift would move boxes by rounding.
+    What survives among the best n depends on these n alone, so that few of many candidates need be looked at. Groups are
+    kept apart by shifting them; in float64, for in float32 the shift would move boxes by rounding.
     """
-    from torchvision.ops import nms
-
+    nms = import_torchvision().ops.nms
     order = scores.argsort(descending=True, stable=True)
     boxes, groups = boxes.double(), groups.double()
     low, high = (boxes.min(), boxes.max()) if len(boxes) else (0.0, 0.0)
     shifted = (boxes + (groups * (high - low + 1))[:, None])[order]
-    tried = FIRST_TRIED
+    tried = 2 * max_detections
     while True:
         kept = nms(shifted[:tried], scores[order[:tried]].double(), iou_threshold)[:max_detections]
         if len(kept) == max_detections or tried >= len(order):
