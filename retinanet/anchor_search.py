@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from retinanet.anchors import P2_STRIDES, STRIDES, build_anchors
 from retinanet.config import AnchorConfig, Config, InputConfig, LossConfig, ModelConfig
-from retinanet.coverage import REACHED, Coverage, anchor_coverage, best_iou, known_sizes, trained_boxes
+from retinanet.coverage import REACHED, Coverage, anchor_coverage, best_iou, trained_boxes
 from retinanet.data.annotations import Annotations
+from retinanet.data.images import known_sizes
 from retinanet.errors import UserError
 
 TARGET = 0.99  # with this share of the boxes reached nothing is changed,
@@ -84,7 +85,7 @@ def suggest(
 
     The same for the same seed, which chooses the boxes to look at where there are many. Raises `UserError` without boxes.
     """
-    annotations = replace(annotations, sizes=known_sizes(annotations))
+    annotations = replace(annotations, sizes=known_sizes(annotations, faults=[]))
     before = anchor_coverage(annotations, model, input, loss, progress=progress)
     if np.isnan(before.share()):
         raise UserError(f"{annotations.source} has no boxes to fit anchors to")

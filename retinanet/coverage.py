@@ -11,7 +11,7 @@ from retinanet.anchors import AnchorGenerator, build_anchors
 from retinanet.boxes import box_area
 from retinanet.config import InputConfig, LossConfig, ModelConfig
 from retinanet.data.annotations import Annotations
-from retinanet.data.images import read_sizes, resized_size
+from retinanet.data.images import known_sizes, resized_size
 from retinanet.data.loader import PAD_MULTIPLE
 
 REACHED, LOW_QUALITY, UNREACHED, NOT_TRAINED = 0, 1, 2, -1
@@ -79,18 +79,9 @@ def anchor_coverage(
     return Coverage(best, kind, areas)
 
 
-def known_sizes(annotations: Annotations) -> np.ndarray:
-    """[I, 2] (height, width): those that the annotations leave open come from the files; 0 of an unreadable one."""
-    sizes = annotations.sizes.copy()
-    unknown = np.flatnonzero((sizes <= 0).any(axis=1))
-    if len(unknown):
-        sizes[unknown] = read_sizes([annotations.path(int(index)) for index in unknown], faults=[])
-    return sizes
-
-
 def trained_boxes(annotations: Annotations, input: InputConfig) -> TrainedBoxes:
     """Boxes clipped to their image and resized by `input`; without crowds and what has no area."""
-    old = known_sizes(annotations)  # [I, 2]
+    old = known_sizes(annotations, faults=[])  # [I, 2]
     kinds, kind_of = np.unique(old, axis=0, return_inverse=True)
     edges = input.short_edge, input.long_edge, input.size_rounding
     new_of_kind = [resized_size((height, width), *edges) if height > 0 else (0, 0) for height, width in kinds.tolist()]

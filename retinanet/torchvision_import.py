@@ -11,8 +11,7 @@ COMPILER = "torch._dynamo.utils"
 
 
 class _Later(ModuleType):
-    """In place of torch's compiler, from which torchvision takes one function for one kernel (roi_align): imports it when
-    it is asked for anything."""
+    """In place of torch's compiler, of which torchvision takes one function, for roi_align: imports it when it is asked."""
 
     def is_compile_supported(self, device_type: str) -> bool:
         return import_compiler().is_compile_supported(device_type)  # type: ignore[no-any-return]
@@ -33,8 +32,7 @@ def import_compiler() -> Any:
 def import_torchvision() -> Any:
     """torchvision. Raises `UserError` with the versions and the cure when it was built for another torch.
 
-    Its import brings torch's compiler along, 1.4 of 1.5 seconds, which most programs do not use. Here that waits until
-    it is used.
+    Its import brings torch's compiler along, which takes 1.4 of its 1.5 seconds: here that waits until it is used.
     """
     if "torchvision" not in sys.modules:
         sys.modules.setdefault(COMPILER, _Later(COMPILER))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from retinanet.data.annotations import Annotations
 from retinanet.data.faults import Fault, reading
 from retinanet.errors import UserError
 
@@ -63,6 +64,14 @@ def read_sizes(paths: Sequence[Path], faults: list[Fault] | None = None) -> np.n
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(8) as pool:
         sizes = tqdm(pool.map(read, paths), "image sizes", len(paths), unit="image", disable=len(paths) < MANY)
         return np.array(list(sizes), np.int64).reshape(-1, 2)
+
+
+def known_sizes(annotations: Annotations, faults: list[Fault] | None = None, *, again: bool = False) -> np.ndarray:
+    """[I, 2] (height, width): what the annotations leave open, or with `again` all, is read as by `read_sizes`."""
+    sizes = annotations.sizes.copy()
+    read = np.flatnonzero((sizes <= 0).any(axis=1) | again)
+    sizes[read] = read_sizes([annotations.path(index) for index in read.tolist()], faults)
+    return sizes
 
 
 def _upright_size(image: Image.Image) -> Size:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from retinanet.data.annotations import Annotations, PackedStrings
 from retinanet.data.csv_rows import CLASS_FILE
 from retinanet.data.files import exists
-from retinanet.data.images import EXTENSIONS, MANY, read_sizes
+from retinanet.data.images import EXTENSIONS, MANY, known_sizes
 from retinanet.data.voc import CORNERS
 from retinanet.data.yolo import swapped
 from retinanet.errors import UserError
@@ -90,9 +90,7 @@ def write_dataset(parts: Parts, kind: Format, out: Path, images: Literal["link",
     fitting: dict[str, Annotations] = {}
     for part, data in parts.items():
         here, names = names[: len(data)], names[len(data) :]
-        sizes = data.sizes.copy()
-        read = np.flatnonzero((sizes <= 0).any(axis=1) | (kind == "yolo"))  # whose shares are of the real size
-        sizes[read] = read_sizes([data.path(index) for index in read.tolist()])
+        sizes = known_sizes(data, again=kind == "yolo")  # whose shares are of the real size
         fitting[part] = replace(data, categories=categories, sizes=sizes, file_names=PackedStrings(here))
     out.mkdir(parents=True, exist_ok=True)
     if kind == "coco":
