@@ -54,7 +54,7 @@ class Checkpoint:
 
         Raises `UserError` when the weights do not fit `config.model`.
         """
-        with _Undrawn():
+        with torch.device("cpu"), _Undrawn():
             model = build_model(self.config.model, self.config.input, trained_backbone=False)
         try:
             model.load_state_dict(self.ema or self.model)

@@ -327,9 +327,20 @@ def test_nothing_has_run_yet(run_tool: Run, tmp_path: Path) -> None:
     assert (tmp_path / "new" / "chart.png").exists()
 
 
-def test_settings_may_stand_behind_the_rows(run_tool: Run) -> None:
+def test_settings_may_stand_behind_the_rows(run_tool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one writes them, although argparse takes all that follows `--rows` for names."""
-    assert run_tool("focal_lab", "ablation", "--table-only", "--out", "new", "--rows", "ce", "train.max_steps=2").code == 0
+    planned = list[tuple[list[str], list[str]]]()
+
+    def note(rows: object, names: list[str], seeds: int, *, settings: list[str], **_: object) -> list[ablation.Run]:
+        planned.append((names, settings))
+        return []
+
+    monkeypatch.setattr("laboratory.ablation.plan", note)
+    command = ["ablation", "train.batch_size=4", "--out", "new", "--rows", "ce", "atss", "train.max_steps=2"]
+    assert run_tool("focal_lab", *command).code == 0
+    assert planned == [(["ce", "atss"], ["train.batch_size=4", "train.max_steps=2"])]
+    line = mistake(run_tool("focal_lab", "ablation", "--rows", "train.max_steps=2"))
+    assert line == "error: --rows needs the name of a row before train.max_steps=2"
 
 
 @pytest.mark.slow

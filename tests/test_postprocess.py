@@ -344,7 +344,7 @@ def test_inputs_are_left_alone() -> None:
 
 @pytest.mark.parametrize("most", [5, 100, 5000])
 def test_hard_nms_of_many_equals_torchvisions_on_each_class(most: int) -> None:
-    """More candidates than are tried at first, of which many or few survive."""
+    """Of the 4,000 candidates twice as many as are wanted are enough, or all are looked at."""
     torch.manual_seed(0)
     corner = 300 * torch.rand(4000, 2)
     boxes, scores = torch.cat([corner, corner + 10 + 90 * torch.rand(4000, 2)], dim=1), torch.rand(4000)
@@ -355,6 +355,13 @@ def test_hard_nms_of_many_equals_torchvisions_on_each_class(most: int) -> None:
     keep, kept_scores = hard_nms(boxes, scores, labels, 0.5, most)
     assert keep.tolist() == expected[:most].tolist()
     assert torch.equal(kept_scores, scores[keep])
+
+
+def test_hard_nms_looks_further_where_few_of_the_first_survive() -> None:
+    """Of 300 copies of a box one is kept, and the first 200 candidates are such; a box elsewhere comes last."""
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 300 + [[50.0, 50.0, 60.0, 60.0]])
+    keep, _ = hard_nms(boxes, torch.linspace(0.9, 0.1, 301), torch.zeros(301, dtype=torch.int64), 0.5, 100)
+    assert keep.tolist() == [0, 300]
 
 
 def test_classes_are_kept_apart_exactly() -> None:

@@ -108,6 +108,16 @@ def test_no_boxes() -> None:
         search(planted((0, 5, 5)))
 
 
+def test_pictures_of_unknown_size_that_cannot_be_read_have_no_say() -> None:
+    data = planted((100, 30, 30))
+    data.sizes[:] = 0  # and no file is there; training names them and goes on without
+    with pytest.raises(UserError, match=r"^planted\.json has no boxes to fit anchors to$"):
+        search(data)
+    data.sizes[:10] = SIDE
+    found = search(data)
+    assert found.fits and 0 < np.isfinite(found.before.areas).sum() < 100  # those of the others
+
+
 def test_what_cannot_be_reached_is_not_changed_for_nothing() -> None:
     found = search(planted((100, 0.1, 200)))  # thinner than any anchor that is tried
     assert not found.changed and not found.fits

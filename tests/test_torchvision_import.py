@@ -1,13 +1,15 @@
 """torchvision comes without torch's compiler, and works with it as if it had come first."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 
-def printed(program: str) -> list[str]:
+def printed(program: str, **environment: str) -> list[str]:
     """By a fresh Python: this one has both."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    command, known = [sys.executable, "-c", program], os.environ | environment
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=known)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -40,6 +42,22 @@ import torch
 print(torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.tensor(3)).item(), type(torch._dynamo.utils).__name__)
 """
     assert printed(START + program)[2:] == ["7", "module"]
+
+
+def test_the_question_may_stand_in_what_is_compiled() -> None:
+    """As in others' models, which hold roi_align: importing would break their graph. 6 + 1, the CPU being compiled for."""
+    program = """
+import torch
+ask = kernel.is_compile_supported
+step = torch.compile(lambda x: x + 1 if ask(x.device.type) else x, fullgraph=True, backend="eager")
+print(step(torch.tensor(6)).item())
+"""
+    assert printed(START + program)[2:] == ["7"]
+
+
+def test_among_several_ranks_the_compiler_comes_before_the_group() -> None:
+    """DDP imports it, and imported while a group exists it would keep the group's threads."""
+    assert printed(START, WORLD_SIZE="2") == ["True", "True"]
 
 
 def test_a_torchvision_that_imports_the_compiler_whole(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def ablation(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     rows = read_rows()
     names = [word for word in args.rows if "=" not in word]
     settings = [*args.settings, *(word for word in args.rows if "=" in word)]  # those that stand behind the rows
+    if args.rows and not names:
+        raise UserError(f"--rows needs the name of a row before {settings[-1]}")
     runs = plan(rows, names, args.seeds, out=args.out, config=args.config, settings=settings)
     interrupts = Interrupts()
     try:
