@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class Checkpoint:
             model.load_state_dict(self.ema or self.model)
         except RuntimeError as error:  # its lines list the differences, below a heading
             first = (str(error).splitlines()[1:] or [str(error)])[0].strip()
-            raise UserError(f"the checkpoint's weights do not fit the model of its config: {first}") from None
+            raise UserError(f"the checkpoint's weights do not fit the model of its config: {shorten(first, 200)}") from None
         return model.eval()
 
 

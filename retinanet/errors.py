@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 # What the outside of the program does to a file: --out names a file, a folder is read-only, the disk is full.
 MENDABLE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+MENDABLE |= {errno.ENAMETOOLONG, errno.ELOOP}
 
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # the latter: bytes of a file's name that are no UTF-8

@@ -67,7 +67,8 @@ def find_inputs(arguments: Sequence[str], *, recursive: bool = False) -> list[So
             names = [path] if path.exists() else sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207
             sources = [Source(str(name)) for name in names if name.is_file()]
         if not sources:
-            raise UserError(f"{text}: no such image, and no folder or glob with images or videos")
+            inside = " (--recursive looks into the folders in it)" if path.is_dir() and not recursive else ""
+            raise UserError(f"{text}: no such image, and no folder or glob with images or videos{inside}")
         found |= dict.fromkeys(sources)
     return list(found)
 

@@ -58,6 +58,10 @@ def load_data(config: Config) -> tuple[Annotations, Annotations | None]:
     if config.model.num_classes not in (None, found):
         raise UserError(f"model.num_classes is {config.model.num_classes}, but {annotations.source} has {found} classes")
     config.model.num_classes = found
+    if validation is not None:
+        trained, measured = ({data.path(index) for index in range(len(data))} for data in (annotations, validation))
+        if common := trained & measured:
+            say(f"warning: {len(common)} of {len(validation)} validation images are trained on: AP says nothing of new ones")
     if validation is None and config.train.patience is not None:
         raise UserError("train.patience watches the AP on data.val: set data.val.path=..., or train.patience=null")
     return annotations, validation

@@ -41,8 +41,8 @@ def find_checkpoint(folder: Path, resume: bool) -> Checkpoint | None:
 
     What cannot be read gets out of its way, as last.damaged, so that it never takes the place of a good one.
     """
-    files = _present(folder)
-    if files and not resume:
+    files, best = _present(folder), folder / "best.pt"
+    if (files or best.exists()) and not resume:
         raise UserError(f"{folder} holds a run already: add --resume to go on with it, or name another output_dir=...")
     found, damaged = None, list[Path]()
     for file in files:
@@ -64,6 +64,8 @@ def find_checkpoint(folder: Path, resume: bool) -> Checkpoint | None:
         say(f"nothing to resume in {folder}: starting afresh")
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
+        if step is None and best.exists():  # of a run whose last.pt is gone: it may be all that is left of it
+            say(f"{best} of an earlier run is kept as {best.replace(best.with_stem('best.earlier')).name}")
         for file in damaged:
             with suppress(OSError):  # a folder that cannot be written to is said at the first save
                 file.replace(file.with_suffix(".damaged"))

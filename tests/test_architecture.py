@@ -123,7 +123,7 @@ def test_sizes() -> None:
     for file in FILES.values():
         lines = len(file.read_text(encoding="utf-8").splitlines())
         assert lines <= 400, f"{file} has {lines} lines"
-    assert sum(map(counted_lines, [*FILES.values(), PACKAGE / "__init__.py"])) <= 9410
+    assert sum(map(counted_lines, [*FILES.values(), PACKAGE / "__init__.py"])) <= 9440
     for file in TOOLS:
         assert counted_lines(file) < 120, f"{file} has {counted_lines(file)} lines that are neither blank nor comment"
 

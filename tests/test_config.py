@@ -304,6 +304,27 @@ class TestScaling:
         assert capsys.readouterr().out == ""
 
 
+def test_another_data_set_by_hand_leaves_the_first_ones_description_behind(tmp_path):
+    """Its boxes on other pictures would be a quiet disaster."""
+    file = tmp_path / "a.yaml"
+    file.write_text("data: {train: {path: a, annotations: a.json, format: coco}, val: {path: v, annotations: v.json}}")
+    data = load_config(file, ["data.train.path=b"]).data
+    assert (data.train.path, data.train.annotations, data.train.format) == ("b", None, "auto")
+    assert (data.val.path, data.val.annotations) == ("v", "v.json")
+
+
+def test_one_length_by_hand(tmp_path):
+    message = fault(load_config, None, ["train.max_steps=2", "train.epochs=1"])
+    assert message == "the command line: set at most one of train.epochs and train.max_steps"
+    assert load_config(None, ["train.max_steps=2", "train.epochs=null"]).train.max_steps == 2
+
+
+def test_a_fault_is_looked_for_where_it_can_be(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("seed: 1")
+    assert fault(load_config, file, ["train.sedd=2"]).startswith(f"{file} and the command line: unknown key 'train.sedd'")
+
+
 class TestForInference:
     trained = parse_config(
         {
@@ -350,12 +371,20 @@ class TestForInference:
         overrides = ["postprocess.max_detections=300", "data.val.path=third", "evaluation.batch_size=8"]
         config, notes = config_for_inference(self.trained, asked, overrides)
         assert (config.postprocess.max_detections, config.data.val.path, config.evaluation.batch_size) == (300, "third", 8)
-        assert config.data.val.annotations == "new.json"
+        assert config.data.val.annotations is None  # they described the other data
         assert notes == [  # a config without `model.backbone` means the default one
             "note: model.backbone is resnet18 as the weights say, not resnet50 as the config does",
             "note: data.val.path is third instead of new",
+            "note: data.val.annotations is None instead of new.json",
             "note: postprocess.max_detections is 300 instead of 100",
         ]
+
+    def test_the_same_path_by_hand_changes_nothing(self):
+        asked = parse_config({"data": {"val": {"path": "new", "annotations": "new.json"}}})
+        config, _ = config_for_inference(self.trained, asked, ["data.val.path=new"])
+        assert config.data.val == asked.data.val
+        config, _ = config_for_inference(self.trained, asked, ["data.val.annotations=other.json", "data.val.path=third"])
+        assert (config.data.val.path, config.data.val.annotations) == ("third", "other.json")  # in any order
 
     def test_what_is_wrong_by_hand_is_an_error(self):
         message = fault(config_for_inference, self.trained, None, ["postprocess.max_detection=3"])

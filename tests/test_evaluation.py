@@ -432,6 +432,17 @@ def test_an_unreadable_image_has_no_detections_and_is_named(tmp_path: Path, caps
     assert line.startswith("warning: evaluated as an image without detections:")
 
 
+def test_where_no_image_can_be_read_nothing_is_measured(tmp_path: Path) -> None:
+    """AP 0 would say that the detector is bad."""
+    annotations = planted(tmp_path)
+    for picture in tmp_path.glob("*.png"):
+        picture.unlink()
+    with pytest.raises(
+        UserError, match=rf"^none of the 5 images of .* can be read; the first: .*{tmp_path.name}.*: no such file"
+    ):
+        evaluate(annotations, Planted(BOXES, SIZES, LABELS))
+
+
 def test_no_image_has_a_detection(tmp_path: Path) -> None:
     result = evaluate(planted(tmp_path), Planted({0: [[0, 0, 1, 1]]}, SIZES, LABELS))
     assert result.rows.shape == (0, COLUMNS)

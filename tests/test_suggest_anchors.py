@@ -171,6 +171,12 @@ def test_the_tool_writes_a_config_that_fits(
     data = load_dataset(DatasetConfig(**narrow))
     assert suggest(data, after.model, after.input, after.loss).fits
 
+    assert after.train.init_part == "all"
+
+    assert start(monkeypatch, given, f"train.init_from={tmp_path / 'donor.pt'}", "--out", tmp_path / "part.yaml") == 0
+    assert load_config(tmp_path / "part.yaml").train.init_part == "backbone"  # or the donor's anchors would come back
+    capsys.readouterr()
+
     assert start(monkeypatch, out, "--out", tmp_path / "again.yaml") == 0
     printed = capsys.readouterr().out
     assert f"nothing to suggest; {tmp_path / 'again.yaml'} is not written" in printed

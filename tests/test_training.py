@@ -20,6 +20,7 @@ from retinanet.checkpoint import Checkpoint, load_checkpoint
 from retinanet.config import Config, parse_config, save_config
 from retinanet.criterion import LossSums, RetinaNetLoss
 from retinanet.errors import UserError
+from retinanet.run_setup import load_data
 from retinanet.training import Trainer, train
 
 MakeCoco = Callable[..., dict[str, str]]
@@ -69,6 +70,35 @@ def test_a_run_leaves_what_is_promised(make_coco: MakeCoco, tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert "8 images (0 without boxes), 16 boxes" in printed
     assert "finished: 6 steps" in printed
+
+
+def test_a_best_detector_alone_is_not_written_over(
+    make_coco: MakeCoco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Someone kept it and removed the rest, or saved it there by hand."""
+    config, best = _config(make_coco(), tmp_path / "run", max_steps=1), tmp_path / "run" / "best.pt"
+    best.parent.mkdir()
+    best.write_bytes(b"kept")
+    with pytest.raises(UserError, match="run holds a run already"):
+        train(config)
+    assert best.read_bytes() == b"kept"
+    train(config, resume=True)
+    assert best.with_name("best.earlier.pt").read_bytes() == b"kept" and best.stat().st_size > 4
+    assert "best.pt of an earlier run is kept as best.earlier.pt" in capsys.readouterr().out
+
+
+def test_validation_on_training_pictures_is_said(
+    make_coco: MakeCoco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _config(make_coco(), tmp_path / "run")
+    config.data.val = config.data.train
+    load_data(config)
+    warning = "warning: 8 of 8 validation images are trained on: AP says nothing of new ones"
+    assert capsys.readouterr().out.splitlines().count(warning) == 1
+    config.data.val = None
+    config.data.val_share = 0.25  # of the same pictures, but others
+    load_data(config)
+    assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])

@@ -2,7 +2,7 @@
 
 examples:
   python tools/evaluate.py configs/retinanet_r50_1x.yaml --weights retinanet_resnet50_fpn     of the zoo, on COCO
-  python tools/evaluate.py configs/demo.yaml --weights runs/demo/best.pt evaluation.split=test
+  python tools/evaluate.py configs/bccd.yaml --weights runs/bccd/best.pt evaluation.split=test
   python tools/evaluate.py --weights runs/demo/best.pt --save-thresholds     keep the best score of each class in best.pt
   python tools/evaluate.py --weights runs/demo/best.pt --report runs/demo/report     the numbers, and a page about them
   python tools/evaluate.py --detections results.json --annotations truth.json     results of any detector
@@ -25,7 +25,8 @@ def main() -> int:
     parser.add_argument("--images", type=Path, help="folder of the pictures of --annotations, for --report; default: its own")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html, a page, and its figures as JSON, CSV")
     parser.add_argument("--save-thresholds", action="store_true", help="keep the best scores found in the --weights file")
-    parser.add_argument("--out", type=Path, help="default: evaluation/ beside the checkpoint, or in runs/<name in the zoo>/")
+    where = "evaluation/ beside the checkpoint or in runs/<name in the zoo>/; of --detections <results>_evaluation/"
+    parser.add_argument("--out", type=Path, help=f"default: {where}")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
     args = parser.parse_intermixed_args()
     from retinanet.config import split_settings

@@ -57,6 +57,8 @@ def main() -> int:
     print("A detector trained with other anchors lends its backbone only: train.init_part=backbone.")
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
+        if fitted.train.init_from is not None:
+            fitted.train.init_part = "backbone"
         save_config(fitted, args.out)
         print(f"written: {args.out}; train with it: python tools/train.py {args.out}")
     return 0

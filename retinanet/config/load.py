@@ -27,9 +27,10 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     """
     raw = _read_yaml(Path(path)) if path is not None else {}
     given = dict(map(_split_override, overrides or []))
-    for key, value in given.items():
-        set_key(raw, key, value)
-    config = parse_config(raw, where=str(path) if path is not None else "the command line")
+    if None not in (given.get("train.epochs"), given.get("train.max_steps")):
+        raise UserError("the command line: set at most one of train.epochs and train.max_steps")
+    _set_all(raw, given)
+    config = parse_config(raw, where=" and ".join([str(path)] * (path is not None) + ["the command line"] * bool(given)))
     if config.output_dir is None and path is not None:
         config.output_dir = f"runs/{Path(path).stem}"
     scale_to_batch(config.train, keep=set(given))
@@ -88,8 +89,7 @@ def config_for_inference(trained: Config, config: Config | None, overrides: list
             if key.startswith(("model.", "input.", "postprocess.")) and asked is not None:
                 notes.append(f"note: {key} is {used} as the weights say, not {asked} as the config does")
     raw = merged.model_dump(mode="json")
-    for key, value in map(_split_override, overrides):
-        set_key(raw, key, value)
+    _set_all(raw, dict(map(_split_override, overrides)))
     final = parse_config(raw, where="the command line")
     for key, (old, new) in differences(merged, final).items():
         notes.append(f"note: {key} is {new} instead of {old}")
@@ -154,6 +154,16 @@ def _split_override(text: str) -> tuple[str, Any]:
         return key, yaml.load(value, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"'{text}': the value is not valid YAML") from None
+
+
+def _set_all(raw: dict[str, Any], given: dict[str, Any]) -> None:
+    """Sets what is given by hand. With another path a data set loses what described the one before: annotations, format ..."""
+    data = raw.get("data")
+    for name, part in data.items() if isinstance(data, dict) else ():
+        if isinstance(part, dict) and given.get(f"data.{name}.path", part.get("path")) != part.get("path"):
+            part.clear()
+    for key, value in given.items():
+        set_key(raw, key, value)
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:

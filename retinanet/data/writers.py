@@ -23,6 +23,7 @@ from retinanet.data.files import exists
 from retinanet.data.images import EXTENSIONS, MANY, known_sizes
 from retinanet.data.voc import CORNERS
 from retinanet.data.yolo import swapped
+from retinanet.distributed import say
 from retinanet.errors import UserError
 from retinanet.structures import Category
 
@@ -201,7 +202,9 @@ def _write_voc(parts: Parts, out: Path, lost: Counter[str]) -> None:
 
 def _write_yolo(parts: Parts, out: Path, lost: Counter[str]) -> None:
     folders = {part or "train": _image_folder("yolo", part) for part in parts}
-    folders.setdefault("val", folders["train"])  # ultralytics wants one: without a split it is the same
+    if "val" not in folders:
+        folders["val"] = folders["train"]
+        say("note: data.yaml names the training pictures as val too, for ultralytics wants one: a split makes one of its own")
     for part, data in parts.items():
         for index in _each(data, "labels"):
             name = PurePath(_image_folder("yolo", part), data.file_names[index])

@@ -91,7 +91,10 @@ def evaluate_model(
         faults += batch.faults
     sum_over_ranks(sums)
     gathered = gather_to_main((np.concatenate(rows), faults))
-    for fault in [fault for _, part in gathered for fault in part]:
+    unread = [fault for _, part in gathered for fault in part]
+    if unread and len(unread) == len(annotations):
+        raise UserError(f"none of the {len(unread)} images of {annotations.source} can be read; the first: {unread[0]}")
+    for fault in unread:
         say(f"warning: evaluated as an image without detections: {fault}")
     all_rows = np.concatenate([part for part, _ in gathered]) if gathered else rows[0]
     metrics = evaluate_rows(all_rows, annotations, engine=engine) if is_main() else {}
