@@ -65,7 +65,8 @@ def find_checkpoint(folder: Path, resume: bool) -> Checkpoint | None:
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
         if step is None and best.exists():  # of a run whose last.pt is gone: it may be all that is left of it
-            say(f"{best} of an earlier run is kept as {best.replace(best.with_stem('best.earlier')).name}")
+            kept = next(file for n in count(1) if not (file := folder / f"best.earlier-{n}.pt").exists())
+            say(f"{best} of an earlier run is kept as {best.replace(kept).name}")
         for file in damaged:
             with suppress(OSError):  # a folder that cannot be written to is said at the first save
                 file.replace(file.with_suffix(".damaged"))

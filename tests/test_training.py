@@ -83,8 +83,13 @@ def test_a_best_detector_alone_is_not_written_over(
         train(config)
     assert best.read_bytes() == b"kept"
     train(config, resume=True)
-    assert best.with_name("best.earlier.pt").read_bytes() == b"kept" and best.stat().st_size > 4
-    assert "best.pt of an earlier run is kept as best.earlier.pt" in capsys.readouterr().out
+    assert best.with_name("best.earlier-1.pt").read_bytes() == b"kept" and best.stat().st_size > 4
+    assert "best.pt of an earlier run is kept as best.earlier-1.pt" in capsys.readouterr().out
+    best.with_name("last.pt").unlink()
+    size = best.stat().st_size
+    train(config, resume=True)
+    assert best.with_name("best.earlier-1.pt").read_bytes() == b"kept"
+    assert best.with_name("best.earlier-2.pt").stat().st_size == size
 
 
 def test_validation_on_training_pictures_is_said(
